@@ -1,0 +1,36 @@
+# Everything runs in ./.venv; each target does its own set-up. Needs Python 3.11 and make, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo dev test check generate lock clean
+
+.venv/.installed: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: .venv/.installed ## walk the main job on a scratch stack
+	$(BIN)/cardvault demo
+
+dev: .venv/.installed ## a server that stays up, with its state in ./.cardvault
+	$(BIN)/cardvault dev
+
+test: .venv/.installed ## the whole suite, on real OpenBao, SQLite and PostgreSQL
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.installed ## lint, format, types, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy vault tests
+	$(BIN)/python tools/generate.py --check
+
+generate: .venv/.installed ## vault/v1 from protos/
+	$(BIN)/python tools/generate.py
+
+lock: ## pin every dependency with hashes, without naming where they come from
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements/run.txt
+
+clean:
+	rm -rf .venv .test-artifacts .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,101 @@
+"""The customer's recorded opt-in, and what it allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from vault.domain.errors import InvalidField
+from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
+from vault.domain.pan import contains_pan
+
+_VERSION = re.compile(r"[A-Za-z0-9._:/ -]{1,64}")
+_LOCALE = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,4}")
+_SHA256_BYTES = 32
+
+
+class CardUse(IntEnum):
+    """What a stored card may be used for; the numbers are those of the wire format and of the database."""
+
+    CUSTOMER_INITIATED = 1
+    RECURRING = 2
+    INSTALMENT = 3
+    UNSCHEDULED = 4
+
+
+class ConsentChannel(IntEnum):
+    """Where the customer agreed. A pre-ticked box or implied consent has no value here on purpose."""
+
+    WEB = 1
+    APP = 2
+    PHONE = 3
+    PAPER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What the customer agreed to, as the shop reports it."""
+
+    terms_version: str
+    terms_sha256: bytes
+    uses: tuple[CardUse, ...]
+    channel: ConsentChannel
+    locale: str
+    agreed_until: datetime | None
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        terms_version: str,
+        terms_sha256: bytes,
+        uses: Sequence[int],
+        channel: int,
+        locale: str,
+        agreed_until: datetime | None,
+        now: datetime,
+        field: str = "consent",
+    ) -> Consent:
+        """Check every part. Raises `InvalidField`, never with a value."""
+        if _VERSION.fullmatch(terms_version) is None or contains_pan(terms_version):
+            raise InvalidField(f"{field}.terms_version", "must be 1 to 64 plain characters")
+        if len(terms_sha256) != _SHA256_BYTES:
+            raise InvalidField(f"{field}.terms_sha256", "must be the 32 bytes of a SHA-256")
+        if not uses or len(set(uses)) != len(uses) or not set(uses) <= set(CardUse):
+            raise InvalidField(f"{field}.uses", "must name one or more known uses, each once")
+        if channel not in set(ConsentChannel):
+            raise InvalidField(f"{field}.channel", "must be a known channel")
+        if len(locale) > 35 or _LOCALE.fullmatch(locale) is None:
+            raise InvalidField(f"{field}.locale", "must be a BCP 47 tag of at most 35 characters")
+        if agreed_until is not None and agreed_until <= now:
+            raise InvalidField(f"{field}.agreed_until", "must be in the future")
+        return cls(
+            terms_version=terms_version,
+            terms_sha256=terms_sha256,
+            uses=tuple(CardUse(use) for use in sorted(uses)),
+            channel=ConsentChannel(channel),
+            locale=locale,
+            agreed_until=agreed_until,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentEntry:
+    """One consent in the ledger."""
+
+    tenant: TenantId
+    consent_id: ConsentId
+    customer: CustomerId
+    token: Token
+    consent: Consent
+    agreed_at: datetime
+    recorded_by: str
+    """Identity of the caller that reported it."""
+
+    def covers(self, use: CardUse, *, now: datetime) -> bool:
+        """Whether it allows this use at this time."""
+        ended = self.consent.agreed_until is not None and self.consent.agreed_until <= now
+        return use in self.consent.uses and not ended

@@ -1,0 +1,1 @@
+"""Vault: transit, login and renewal. hvac is imported here and nowhere else."""

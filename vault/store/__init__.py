@@ -1,0 +1,1 @@
+"""SQL: tables, queries and migrations. SQLAlchemy is imported here and nowhere else."""
