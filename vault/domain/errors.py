@@ -107,7 +107,7 @@ class Contention(CardVaultError):
     default_message = "retry"
 
 
-class NotImplementedYet(CardVaultError):
+class NotServed(CardVaultError):
     """The contract names this call, but this release does not serve it."""
 
     kind = Kind.UNIMPLEMENTED

@@ -1,0 +1,313 @@
+"""Settings: one TOML file, secrets only by file path, every problem listed at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vault.domain.caller import Identity, Role
+from vault.domain.errors import InvalidField
+from vault.domain.ids import ProcessorName, TenantId
+
+SERVICES = ("checkout", "account", "processor")
+INTAKE_SERVICES = frozenset({"checkout"})
+RELEASE_SERVICES = frozenset({"processor"})
+
+LEAKING_VARIABLES = ("SSLKEYLOGFILE", "GRPC_TRACE", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONBREAKPOINT")
+"""Environment variables under which keys or messages end up in files, terminals or debuggers (PCI DSS 3.5.1)."""
+
+DEVELOPMENT_MARK = "cardvault development"
+"""Stands in the subject of every certificate of the development CA; production refuses them."""
+
+_SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+")
+_LABEL = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+class ConfigProblems(Exception):
+    """The configuration cannot be used; `problems` lists everything that is wrong with it."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _label(text: str) -> str:
+    if _LABEL.fullmatch(text) is None:
+        raise ValueError("must be 1 to 63 lower-case letters, digits and dashes, beginning with a letter")
+    return text
+
+
+Label = Annotated[str, AfterValidator(_label)]
+
+
+class ServerSection(_Section):
+    """Where and as whom this process serves."""
+
+    listen: str = "127.0.0.1:7443"
+    services: tuple[Literal["checkout", "account", "processor"], ...] = SERVICES
+    certificate: Path
+    private_key: Path
+    client_ca: Path
+    threads: int = Field(default=16, ge=2, le=256)
+    default_deadline_seconds: float = Field(default=10, gt=0, le=30)
+    drain_seconds: float = Field(default=20, ge=0, le=120)
+    max_waiting: int = Field(default=2000, ge=1, le=100_000)
+    """Calls that may wait for their batch, for each RPC; above it RESOURCE_EXHAUSTED."""
+
+
+class DatabaseSection(_Section):
+    """The database. The URL holds no password; `password_file` does."""
+
+    url: str
+    password_file: Path | None = None
+    pool_size: int = Field(default=16, ge=2, le=200)
+
+
+class LoginSection(_Section):
+    """How one kind of process logs in to Vault: AppRole by two files, or a token file that an agent keeps fresh."""
+
+    role_id_file: Path | None = None
+    secret_id_file: Path | None = None
+    token_file: Path | None = None
+    approle_mount: str = "approle"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> LoginSection:
+        approle = (self.role_id_file, self.secret_id_file)
+        if self.token_file is not None and any(approle):
+            raise ValueError("give token_file, or role_id_file and secret_id_file, not both")
+        if self.token_file is None and not all(approle):
+            raise ValueError("give role_id_file and secret_id_file, or token_file")
+        return self
+
+
+class VaultSection(_Section):
+    """Vault or OpenBao."""
+
+    address: str
+    ca_file: Path
+    mount: str = "transit"
+    timeout_seconds: float = Field(default=5, gt=0, le=30)
+    unwrap_threads: int = Field(default=8, ge=1, le=64)
+    intake: LoginSection | None = None
+    release: LoginSection | None = None
+
+
+class IdentitySection(_Section):
+    """One client certificate's URI and what it may be."""
+
+    uri: str
+    role: Literal["checkout", "account", "processor"]
+    tenant: str | None = None
+    tenants: tuple[str, ...] = ()
+    processor: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> IdentitySection:
+        if _SPIFFE.fullmatch(self.uri) is None:
+            raise ValueError("uri must look like spiffe://trust-domain/path")
+        if self.role == "processor":
+            if not self.processor or not self.tenants or self.tenant is not None:
+                raise ValueError("a processor needs `processor` and `tenants`, and no `tenant`")
+        elif not self.tenant or self.tenants or self.processor is not None:
+            raise ValueError("checkout and account need `tenant` alone")
+        try:
+            self.identity()
+        except InvalidField as e:
+            raise ValueError(f"{e.field} {e.message}") from None
+        return self
+
+    def identity(self) -> Identity:
+        """The identity that it maps to."""
+        names = self.tenants if self.role == "processor" else (self.tenant or "",)
+        return Identity(
+            uri=self.uri,
+            role=Role[self.role.upper()],
+            tenants=tuple(TenantId.parse(name, field="tenant") for name in names),
+            processor=ProcessorName.parse(self.processor, field="processor") if self.processor else None,
+        )
+
+
+class Settings(_Section):
+    """The whole file."""
+
+    environment: Label
+    """Label of this installation. It is part of what every card is bound to and can never be changed."""
+    profile: Literal["production", "development"] = "production"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    server: ServerSection
+    database: DatabaseSection
+    vault: VaultSection
+    identities: tuple[IdentitySection, ...]
+
+    def identities_by_uri(self) -> Mapping[str, Identity]:
+        """Identities by the URI of their certificates."""
+        return {section.uri: section.identity() for section in self.identities}
+
+    def processors(self) -> Mapping[ProcessorName, frozenset[TenantId]]:
+        """Which processor serves which tenants."""
+        served: dict[ProcessorName, frozenset[TenantId]] = {}
+        for identity in self.identities_by_uri().values():
+            if identity.processor is not None:
+                served[identity.processor] = served.get(identity.processor, frozenset()) | set(identity.tenants)
+        return served
+
+
+def load(path: Path) -> Settings:
+    """Read and check a file. Relative paths in it count from its own folder. Raises `ConfigProblems`."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigProblems([f"{path}: cannot be read ({e.strerror})"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise ConfigProblems([f"{path}: is not valid TOML"]) from None
+    try:
+        settings = Settings.model_validate(_resolve(raw, path.parent.resolve()))
+    except ValidationError as e:
+        problems = [
+            f"{'.'.join(str(part) for part in error['loc']) or 'file'}: {error['msg'].removeprefix('Value error, ')}"
+            for error in e.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise ConfigProblems(problems) from None
+    problems = problems_with(settings, os.environ)
+    if problems:
+        raise ConfigProblems(problems)
+    return settings
+
+
+_PATH_KEYS = frozenset(
+    {"certificate", "private_key", "client_ca", "ca_file", "password_file"}
+    | {"role_id_file", "secret_id_file", "token_file"}
+)
+
+
+def _resolve(value: Any, base: Path) -> Any:
+    if isinstance(value, list):
+        return [_resolve(item, base) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: str(base / item) if key in _PATH_KEYS and isinstance(item, str) else _resolve(item, base)
+        for key, item in value.items()
+    }
+
+
+def problems_with(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """What the file's shape alone does not show."""
+    return [
+        *_environment_problems(environ),
+        *_file_problems(settings),
+        *_database_problems(settings),
+        *_vault_problems(settings),
+        *_identity_problems(settings),
+    ]
+
+
+def _environment_problems(environ: Mapping[str, str]) -> list[str]:
+    found = [name for name in LEAKING_VARIABLES if environ.get(name)]
+    if environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
+        found.append("GRPC_VERBOSITY")
+    return [f"environment variable {name} is set: it would leak keys or messages; unset it" for name in found]
+
+
+def _files_of(settings: Settings) -> list[tuple[str, Path, bool]]:
+    """Name, path, and whether it is secret."""
+    files = [
+        ("server.certificate", settings.server.certificate, False),
+        ("server.private_key", settings.server.private_key, True),
+        ("server.client_ca", settings.server.client_ca, False),
+        ("vault.ca_file", settings.vault.ca_file, False),
+    ]
+    if settings.database.password_file is not None:
+        files.append(("database.password_file", settings.database.password_file, True))
+    for name, login in (("intake", settings.vault.intake), ("release", settings.vault.release)):
+        if login is None:
+            continue
+        for key in ("role_id_file", "secret_id_file", "token_file"):
+            path = getattr(login, key)
+            if path is not None:
+                files.append((f"vault.{name}.{key}", path, key != "role_id_file"))
+    return files
+
+
+def _file_problems(settings: Settings) -> list[str]:
+    problems = []
+    for name, path, secret in _files_of(settings):
+        if not path.is_file():
+            problems.append(f"{name}: no such file: {path}")
+        elif not os.access(path, os.R_OK):
+            problems.append(f"{name}: cannot be read: {path}")
+        elif secret and path.stat().st_mode & 0o077:
+            problems.append(f"{name}: others may read it: chmod 600 {path}")
+    if settings.profile == "production":
+        for name, path in (
+            ("server.certificate", settings.server.certificate),
+            ("server.client_ca", settings.server.client_ca),
+            ("vault.ca_file", settings.vault.ca_file),
+        ):
+            if path.is_file() and _is_from_development_ca(path):
+                problems.append(f"{name}: comes from the development CA, which production refuses")
+    return problems
+
+
+def _is_from_development_ca(path: Path) -> bool:
+    from cryptography import x509
+
+    try:
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return any(DEVELOPMENT_MARK in certificate.issuer.rfc4514_string() for certificate in certificates)
+
+
+def _database_problems(settings: Settings) -> list[str]:
+    url = urlsplit(settings.database.url)
+    if url.scheme not in ("sqlite", "postgresql"):
+        return ["database.url: must begin with sqlite:/// or postgresql://"]
+    problems = []
+    if url.password:
+        problems.append("database.url: holds a password; put it into a file and name it in database.password_file")
+    if url.scheme == "postgresql" and settings.profile == "production":
+        query = parse_qs(url.query)
+        hosts = [url.hostname or "", *query.get("host", [])]
+        over_network = any(host and not host.startswith("/") for host in hosts)
+        if over_network and query.get("sslmode") != ["verify-full"]:
+            problems.append("database.url: production needs sslmode=verify-full (PCI DSS 4.2.1)")
+    return problems
+
+
+def _vault_problems(settings: Settings) -> list[str]:
+    problems = []
+    if urlsplit(settings.vault.address).scheme != "https":
+        problems.append("vault.address: must begin with https://")
+    served = set(settings.server.services)
+    if not served:
+        problems.append("server.services: names no service")
+    if served & INTAKE_SERVICES and settings.vault.intake is None:
+        problems.append("vault.intake: is needed to serve checkout")
+    if served & RELEASE_SERVICES and settings.vault.release is None:
+        problems.append("vault.release: is needed to serve the processor")
+    return problems
+
+
+def _identity_problems(settings: Settings) -> list[str]:
+    problems = []
+    seen: set[str] = set()
+    for section in settings.identities:
+        if section.uri in seen:
+            problems.append(f"identities: {section.uri} stands twice")
+        seen.add(section.uri)
+    if not settings.identities:
+        problems.append("identities: none, so nobody could call")
+    return problems

@@ -1,0 +1,104 @@
+"""Gathers calls into batches: what arrives while one batch is under way becomes the next one.
+
+A lone call starts at once; under load a trip to Vault and a commit are shared by all that came meanwhile. A batch, once
+begun, runs to its end whatever its callers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from vault.domain.errors import CardVaultError, Exhausted, Unavailable
+
+C = TypeVar("C")
+R = TypeVar("R")
+RETRY_WHEN_FULL = timedelta(milliseconds=200)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[C, R]):
+    command: C
+    answer: asyncio.Future[R]
+    deadline: float
+    """On the event loop's clock."""
+
+
+class Coalescer(Generic[C, R]):
+    """Runs one use case in batches on worker threads."""
+
+    def __init__(
+        self,
+        use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]],
+        *,
+        executor: Executor,
+        lanes: int,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused."""
+        self._use_case = use_case
+        self._executor = executor
+        self._lanes = lanes
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._queue: deque[_Waiting[C, R]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def submit(self, command: C, *, budget: float) -> R:
+        """The result of one command, or its error. `budget` is the time the caller has left, in seconds."""
+        if len(self._queue) >= self._max_waiting:
+            raise Exhausted("queue_full", retry_after=RETRY_WHEN_FULL)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[R] = loop.create_future()
+        self._queue.append(_Waiting(command, answer, loop.time() + budget))
+        if len(self._running) < self._lanes:
+            lane = loop.create_task(self._work())
+            self._running.add(lane)
+            lane.add_done_callback(self._running.discard)
+        return await answer
+
+    async def drained(self) -> None:
+        """Return once no batch is under way."""
+        while self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := self._take(loop.time()):
+            commands = [waiting.command for waiting in batch]
+            try:
+                results = await loop.run_in_executor(self._executor, self._use_case, commands)
+            except Exception as trouble:  # noqa: BLE001 - handed to every caller, whose guard maps it
+                for waiting in batch:
+                    _settle(waiting.answer, trouble)
+            else:
+                for waiting, result in zip(batch, results, strict=True):
+                    _settle(waiting.answer, result)
+
+    def _take(self, now: float) -> list[_Waiting[C, R]]:
+        """The next batch, without those that nobody waits for any more."""
+        batch: list[_Waiting[C, R]] = []
+        while self._queue and len(batch) < self._max_batch:
+            waiting = self._queue.popleft()
+            if waiting.answer.done():
+                continue
+            if waiting.deadline <= now:
+                waiting.answer.set_exception(Unavailable("deadline_in_queue"))
+                continue
+            batch.append(waiting)
+        return batch
+
+
+def _settle(answer: asyncio.Future[R], result: R | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)

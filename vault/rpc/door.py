@@ -1,0 +1,247 @@
+"""The door: every call comes through here as raw bytes, and nothing but an answer or an error of ours goes out.
+
+Who is it, may they, is there room, how long do they have; then parse, run, serialise. gRPC would send the text of an
+uncaught exception to the client, and malformed protobuf would fail before any of our code runs: hence the raw bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from time import perf_counter
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from vault.domain.caller import Caller
+from vault.domain.errors import CardVaultError, Exhausted, InvalidField, Kind, Refused, Unavailable
+from vault.domain.ids import RANDOM_BYTES, RequestId
+from vault.ports import Entropy
+from vault.rpc.access import Rule
+from vault.rpc.errors import Answer, answer_to, answer_to_deadline, answer_to_unexpected
+from vault.rpc.identity import Identities, check_transport
+from vault.telemetry import where
+from vault.usecases.refusals import RefusedCall
+
+_log = structlog.get_logger()
+
+_NOT_AUDITED = frozenset({Kind.EXHAUSTED, Kind.CONTENTION, Kind.UNIMPLEMENTED, Kind.UNAVAILABLE})
+"""Kinds that are trouble or overload, not a refusal of this caller; the log has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that came through the door."""
+
+    caller: Caller
+    budget: float
+    """Seconds that the caller waits at most."""
+
+
+Handler = Callable[[Any, Call], Awaitable[Message]]
+"""Takes the parsed request, returns the response."""
+
+
+class Context(Protocol):
+    """What is used of a gRPC servicer context."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Facts about the connection's certificate."""
+
+    def peer(self) -> str:
+        """Network address."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline, or None."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        """End the call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one server process."""
+
+    default_deadline: timedelta = timedelta(seconds=10)
+    longest_deadline: timedelta = timedelta(seconds=30)
+    calls_in_flight: int = 2048
+    calls_in_flight_per_identity: int = 1024
+
+
+class Door:
+    """Guards handlers. One for a whole server."""
+
+    def __init__(
+        self,
+        *,
+        identities: Identities,
+        limits: Limits,
+        entropy: Entropy,
+        record_refusal: Callable[[RefusedCall], Awaitable[object]],
+    ) -> None:
+        self._identities = identities
+        self._limits = limits
+        self._entropy = entropy
+        self._record_refusal = record_refusal
+        self._in_flight: Counter[str] = Counter()
+        self._total = 0
+
+    def guard(
+        self, *, method: str, rule: Rule, request_type: type[Message], handler: Handler
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """A handler of raw bytes that lets only the rule's roles reach `handler`."""
+
+        async def guarded(raw: bytes, context: Context) -> bytes:
+            started = perf_counter()
+            request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
+            caller: Caller | None = None
+            try:
+                auth = context.auth_context()
+                caller = self._identities.caller(auth, peer=context.peer(), request_id=request_id)
+                self._check_caller(auth, caller, rule)
+                budget = self._budget(context)
+                with self._room_for(caller.known.uri):
+                    request = _parse(request_type, raw)
+                    async with asyncio.timeout(budget):
+                        response = await handler(request, Call(caller, budget))
+                    return response.SerializeToString()
+            except CardVaultError as error:
+                answer = await self._refuse(error, method, rule.event, caller, request_id)
+            except TimeoutError:
+                _log.warning("call.deadline", method=method, error_id=request_id)
+                answer = answer_to_deadline(request_id)
+            except Exception as error:  # noqa: BLE001 - nothing of it may reach the client or the log but its place
+                _log.error("call.failed", method=method, error_id=request_id, where=where(error))
+                answer = answer_to_unexpected(request_id)
+            _log.info(
+                "call.refused",
+                method=method,
+                code=answer.code.name,
+                error_id=request_id,
+                identity=caller.known.uri if caller is not None and caller.identity is not None else "",
+                milliseconds=round((perf_counter() - started) * 1000, 1),
+            )
+            return await _end(context, answer)
+
+        return guarded
+
+    def guard_open(
+        self, *, method: str, request_type: type[Message], handler: Callable[[Any, Any], Awaitable[Message]]
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """A handler for every certificate that the handshake accepted, such as a health check."""
+
+        async def guarded(raw: bytes, context: Context) -> bytes:
+            request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
+            try:
+                check_transport(context.auth_context())
+                response = await handler(_parse(request_type, raw), context)
+                return response.SerializeToString()
+            except CardVaultError as error:
+                answer = answer_to(error, request_id)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                _log.error("call.failed", method=method, error_id=request_id, where=where(error))
+                answer = answer_to_unexpected(request_id)
+            return await _end(context, answer)
+
+        return guarded
+
+    def guard_open_stream(
+        self, *, method: str, request_type: type[Message], handler: Callable[[Any, Any], Awaitable[None]]
+    ) -> Callable[[bytes, Context], Awaitable[None]]:
+        """The same for a call that answers with a stream written through the context."""
+
+        async def guarded(raw: bytes, context: Context) -> None:
+            request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
+            try:
+                check_transport(context.auth_context())
+                with self._room_for(method):
+                    await handler(_parse(request_type, raw), context)
+            except CardVaultError as error:
+                await _end(context, answer_to(error, request_id))
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                _log.error("call.failed", method=method, error_id=request_id, where=where(error))
+                await _end(context, answer_to_unexpected(request_id))
+
+        return guarded
+
+    def _check_caller(self, auth: Mapping[str, Any], caller: Caller, rule: Rule) -> None:
+        check_transport(auth)
+        if caller.identity is None:
+            raise Refused("unmapped_identity" if caller.presented_uri else "no_single_uri")
+        if caller.identity.role not in rule.roles:
+            raise Refused("role")
+
+    def _budget(self, context: Context) -> float:
+        asked = context.time_remaining()
+        longest = self._limits.longest_deadline.total_seconds()
+        return self._limits.default_deadline.total_seconds() if asked is None else min(asked, longest)
+
+    def _room_for(self, who: str) -> _Room:
+        if self._total >= self._limits.calls_in_flight:
+            raise Exhausted("calls_in_flight")
+        if self._in_flight[who] >= self._limits.calls_in_flight_per_identity:
+            raise Exhausted("calls_in_flight_per_identity")
+        return _Room(self, who)
+
+    def enter(self, who: str) -> None:
+        """Count a call in."""
+        self._total += 1
+        self._in_flight[who] += 1
+
+    def leave(self, who: str) -> None:
+        """Count a call out."""
+        self._total -= 1
+        self._in_flight[who] -= 1
+
+    async def _refuse(
+        self, error: CardVaultError, method: str, event: str, caller: Caller | None, request_id: RequestId
+    ) -> Answer:
+        """Record the refusal, then say what the caller is told of it."""
+        if caller is not None and not error.audited and error.kind not in _NOT_AUDITED:
+            refused = RefusedCall(caller=caller, event=event, method=method, reason=error.reason, field=error.field)
+            try:
+                await self._record_refusal(refused)
+            except CardVaultError as trouble:
+                _log.error("audit.unavailable", method=method, error_id=request_id, reason=trouble.reason)
+                return answer_to(Unavailable("audit_unavailable"), request_id)
+            except Exception as trouble:  # noqa: BLE001 - a refusal that cannot be recorded is no definite answer
+                _log.error("audit.unavailable", method=method, error_id=request_id, where=where(trouble))
+                return answer_to(Unavailable("audit_unavailable"), request_id)
+        _log.info("call.reason", method=method, error_id=request_id, reason=error.reason, field=error.field)
+        return answer_to(error, request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """A place taken while a call is in flight."""
+
+    door: Door
+    who: str
+
+    def __enter__(self) -> None:
+        self.door.enter(self.who)
+
+    def __exit__(self, *_: object) -> None:
+        self.door.leave(self.who)
+
+
+def _parse(request_type: type[Message], raw: bytes) -> Message:
+    try:
+        return request_type.FromString(raw)
+    except DecodeError:
+        raise InvalidField("request", "is not a valid message") from None
+
+
+async def _end(context: Context, answer: Answer) -> NoReturn:
+    await context.abort(answer.code, answer.text, answer.trailing_metadata)
+    raise AssertionError("abort does not return")

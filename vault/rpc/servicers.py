@@ -1,0 +1,144 @@
+"""The services: each handler decodes, runs one use case, and encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from vault.domain.card import StoredCard
+from vault.domain.errors import NotServed
+from vault.ports import Clock
+from vault.rpc import codec, codec_processor
+from vault.rpc.coalescer import Coalescer
+from vault.rpc.door import Call
+from vault.usecases.accounts import (
+    CardCommand,
+    CardPage,
+    EraseCommand,
+    ErasureReceipt,
+    ListCardsQuery,
+)
+from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
+from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokedGrant, RevokeGrantCommand
+from vault.usecases.tokenize import TokenizeCommand, Tokenized
+from vault.v1 import account_pb2, cards_pb2, checkout_pb2, processor_pb2
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class RunRead(Protocol):
+    """Runs a query on a worker thread."""
+
+    def __call__(self, query: Callable[[Q], R], argument: Q) -> Awaitable[R]:
+        """The query's result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckoutServicer:
+    """CheckoutService."""
+
+    clock: Clock
+    tokenize: Coalescer[TokenizeCommand, Tokenized]
+    issue_grant: Coalescer[IssueGrantCommand, IssuedGrant]
+    revoke_grant: Coalescer[RevokeGrantCommand, RevokedGrant]
+
+    async def Tokenize(self, request: checkout_pb2.TokenizeRequest, call: Call) -> checkout_pb2.TokenizeResponse:
+        """See the proto."""
+        command = codec.decode_tokenize(request, call, now=self.clock.now())
+        done = await self.tokenize.submit(command, budget=call.budget)
+        return codec.encode_tokenized(done, now=self.clock.now())
+
+    async def BatchTokenize(self, _: checkout_pb2.BatchTokenizeRequest, __: Call) -> checkout_pb2.BatchTokenizeResponse:
+        """See the proto. Not served by this release."""
+        raise NotServed("batch_tokenize")
+
+    async def IssueGrant(self, request: checkout_pb2.IssueGrantRequest, call: Call) -> checkout_pb2.IssueGrantResponse:
+        """See the proto."""
+        command = codec.decode_issue_grant(request, call)
+        return codec.encode_issued_grant(await self.issue_grant.submit(command, budget=call.budget))
+
+    async def RevokeGrant(
+        self, request: checkout_pb2.RevokeGrantRequest, call: Call
+    ) -> checkout_pb2.RevokeGrantResponse:
+        """See the proto."""
+        await self.revoke_grant.submit(codec.decode_revoke_grant(request, call), budget=call.budget)
+        return checkout_pb2.RevokeGrantResponse()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountServicer:
+    """AccountService."""
+
+    clock: Clock
+    read: RunRead
+    list_cards: Callable[[ListCardsQuery], CardPage]
+    get_card: Callable[[CardCommand], StoredCard]
+    update_card: Coalescer[CardCommand, StoredCard]
+    set_default_card: Coalescer[CardCommand, StoredCard]
+    erase: Coalescer[EraseCommand, ErasureReceipt]
+
+    async def ListCards(self, request: account_pb2.ListCardsRequest, call: Call) -> account_pb2.ListCardsResponse:
+        """See the proto."""
+        page = await self.read(self.list_cards, codec.decode_list_cards(request, call))
+        return codec.encode_card_page(page, now=self.clock.now())
+
+    async def GetCard(self, request: account_pb2.GetCardRequest, call: Call) -> account_pb2.GetCardResponse:
+        """See the proto."""
+        card = await self.read(self.get_card, codec.decode_get_card(request, call))
+        return account_pb2.GetCardResponse(card=self._shown(card))
+
+    async def UpdateCard(self, request: account_pb2.UpdateCardRequest, call: Call) -> account_pb2.UpdateCardResponse:
+        """See the proto."""
+        command = codec.decode_update_card(request, call, now=self.clock.now())
+        card = await self.update_card.submit(command, budget=call.budget)
+        return account_pb2.UpdateCardResponse(card=self._shown(card))
+
+    async def SetDefaultCard(
+        self, request: account_pb2.SetDefaultCardRequest, call: Call
+    ) -> account_pb2.SetDefaultCardResponse:
+        """See the proto."""
+        card = await self.set_default_card.submit(codec.decode_set_default_card(request, call), budget=call.budget)
+        return account_pb2.SetDefaultCardResponse(card=self._shown(card))
+
+    async def DeleteCard(self, request: account_pb2.DeleteCardRequest, call: Call) -> account_pb2.DeleteCardResponse:
+        """See the proto."""
+        receipt = await self.erase.submit(codec.decode_delete_card(request, call), budget=call.budget)
+        return account_pb2.DeleteCardResponse(receipt=codec.encode_receipt(receipt))
+
+    async def EraseCustomer(
+        self, request: account_pb2.EraseCustomerRequest, call: Call
+    ) -> account_pb2.EraseCustomerResponse:
+        """See the proto."""
+        receipt = await self.erase.submit(codec.decode_erase_customer(request, call), budget=call.budget)
+        return account_pb2.EraseCustomerResponse(receipt=codec.encode_receipt(receipt))
+
+    async def ExportCustomer(
+        self, _: account_pb2.ExportCustomerRequest, __: Call
+    ) -> account_pb2.ExportCustomerResponse:
+        """See the proto. Not served by this release."""
+        raise NotServed("export_customer")
+
+    def _shown(self, card: StoredCard) -> cards_pb2.Card:
+        return codec.encode_card(card, now=self.clock.now())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorServicer:
+    """ProcessorService."""
+
+    detokenize: Coalescer[DetokenizeCommand, ReleasedCard]
+
+    async def Detokenize(
+        self, request: processor_pb2.DetokenizeRequest, call: Call
+    ) -> processor_pb2.DetokenizeResponse:
+        """See the proto."""
+        released = await self.detokenize.submit(codec_processor.decode_detokenize(request, call), budget=call.budget)
+        return codec_processor.encode_released_card(released)
+
+    async def ReportOutcome(
+        self, _: processor_pb2.ReportOutcomeRequest, __: Call
+    ) -> processor_pb2.ReportOutcomeResponse:
+        """See the proto. Not served by this release."""
+        raise NotServed("report_outcome")
