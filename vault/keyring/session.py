@@ -1,0 +1,229 @@
+"""One login to Vault, kept alive, shared by many threads.
+
+Nothing here touches the network before the first call: a process starts while Vault is sealed or away, and heals by
+itself once Vault is back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import hvac
+import requests.exceptions
+
+from vault.domain.errors import KeyRefused, KeyRingUnavailable
+from vault.keyring.http import http_session, vault_client
+from vault.keyring.login import Lease, Login, VaultAddress
+from vault.keyring.trouble import FOREIGN, Trouble, translate
+
+T = TypeVar("T")
+
+_FRESH = 1.0
+"""Seconds in which a token refused right after login is not exchanged again: the policy lacks it, not the token."""
+_MAX_BACKOFF = 30.0
+_FAREWELL = (0.5, 0.5)
+"""Timeouts of revoking the token at the end; a courtesy that must not delay the exit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A lease in use."""
+
+    lease: Lease
+    client: hvac.Client
+    since: float
+    renew_at: float
+    ends_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    reason: str
+    at: float
+
+
+class VaultSession:
+    """Calls Vault under one login: logs in lazily, renews in the background, logs in again when refused."""
+
+    def __init__(
+        self,
+        *,
+        address: VaultAddress,
+        login: Login,
+        connections: int = 16,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.mount = address.mount
+        self._address = address
+        self._login = login
+        self._clock = clock
+        self._http = http_session(address, connections=connections)
+        self._lock = threading.Lock()
+        self._held: _Held | None = None
+        self._failure: _Failure | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._keeper: threading.Thread | None = None
+
+    def call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool = False) -> T:
+        """Run one Vault call.
+
+        `repeatable` calls are sent once more if the connection broke, as it does when Vault restarts.
+        Raises `KeyRingUnavailable`, or `KeyRefused` for a ciphertext that is refused.
+        """
+        held = self._current()
+        try:
+            return self._attempt(held, fn, repeatable=repeatable)
+        except KeyRingUnavailable as e:
+            if e.reason != Trouble.FORBIDDEN:
+                raise
+        # An expired token and a missing permission get the same answer: only a new token tells.
+        return self._attempt(self._log_in(instead_of=held), fn, repeatable=repeatable)
+
+    def read(self, path: str) -> dict[str, Any]:
+        """`data` of what is at `path` under the transit mount."""
+        return _data_of(self.call(lambda client: client.read(f"{self.mount}/{path}"), repeatable=True))
+
+    def write(self, path: str, body: dict[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
+        """`data` of the answer to writing `body` to `path` under the transit mount."""
+        return _data_of(
+            self.call(lambda client: client.write_data(f"{self.mount}/{path}", data=body), repeatable=repeatable)
+        )
+
+    def close(self) -> None:
+        """Stop renewing and give the token back. Later calls raise `KeyRingUnavailable`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._keeper is not None:
+            self._keeper.join(timeout=1)
+        held, self._held = self._held, None
+        if held is not None and held.lease.ours:
+            with contextlib.suppress(*FOREIGN):
+                held.client.adapter.post("/v1/auth/token/revoke-self", timeout=_FAREWELL)
+        self._http.close()
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, held: _Held, fn: Callable[[hvac.Client], T], *, repeatable: bool) -> T:
+        trouble: KeyRingUnavailable | KeyRefused
+        try:
+            return fn(held.client)
+        except FOREIGN as e:
+            broken = isinstance(e, requests.exceptions.ConnectionError)
+            broken = broken and not isinstance(e, requests.exceptions.Timeout)
+            trouble = translate(e)
+        if broken and repeatable:
+            return self._attempt(held, fn, repeatable=False)
+        raise trouble
+
+    # --- the token --------------------------------------------------------------------------------------------------
+
+    def _current(self) -> _Held:
+        held = self._held
+        if held is None or self._clock() >= held.ends_at:
+            return self._log_in(instead_of=held)
+        return held
+
+    def _log_in(self, *, instead_of: _Held | None) -> _Held:
+        """A token newer than `instead_of`. Threads that wait here share one login and its outcome."""
+        asked_at = self._clock()
+        with self._lock:
+            if self._closed:
+                raise KeyRingUnavailable(Trouble.CLOSED)
+            if self._held is not None and self._held is not instead_of:
+                return self._held
+            if self._failure is not None and self._failure.at >= asked_at:
+                raise KeyRingUnavailable(self._failure.reason)
+            if instead_of is not None and asked_at < min(instead_of.since + _FRESH, instead_of.ends_at):
+                raise KeyRingUnavailable(Trouble.FORBIDDEN)
+            try:
+                held = self._hold(self._new_lease())
+            except KeyRingUnavailable as e:
+                self._failure = _Failure(e.reason, self._clock())
+                raise
+            self._held = held
+            self._ensure_keeper()
+        with self._changed:
+            self._changed.notify_all()
+        return held
+
+    def _new_lease(self) -> Lease:
+        try:
+            return self._login.log_in(vault_client(self._address, self._http, token=""))
+        except FOREIGN as e:
+            trouble = translate(e, logging_in=True)
+        raise trouble
+
+    def _hold(self, lease: Lease) -> _Held:
+        now = self._clock()
+        client = vault_client(self._address, self._http, token=lease.token)
+        if lease.ttl <= 0:
+            return _Held(lease, client, now, float("inf"), float("inf"))
+        # About two thirds of the way, never all processes at once.
+        renew_in = lease.ttl * secrets.SystemRandom().uniform(0.6, 0.7)
+        return _Held(lease, client, now, now + renew_in, now + lease.ttl)
+
+    # --- keeping it -------------------------------------------------------------------------------------------------
+
+    def _ensure_keeper(self) -> None:
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="vault-renewal", daemon=True)
+            self._keeper.start()
+
+    def _keep(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                held = self._held
+                due = float("inf") if held is None else held.renew_at - self._clock()
+                if failures:
+                    due = min(_MAX_BACKOFF, 2.0 ** (failures - 1)) * secrets.SystemRandom().uniform(0.5, 1)
+                if not self._closed and due > 0:
+                    self._changed.wait(timeout=min(due, threading.TIMEOUT_MAX))
+                if self._closed:
+                    return
+            held = self._held
+            if held is None or self._clock() < held.renew_at:
+                failures = 0
+                continue
+            failures = 0 if self._renew(held) else failures + 1
+
+    def _renew(self, held: _Held) -> bool:
+        """Lengthen the token, or exchange it where that fails or the end of its longest life is near."""
+        try:
+            renewed = self._attempt(held, _renew_self, repeatable=True) if held.lease.renewable else 0.0
+        except (KeyRingUnavailable, KeyRefused):
+            renewed = 0.0
+        try:
+            if renewed * 3 < held.lease.ttl * 2:
+                lease = self._new_lease()
+            else:
+                lease = Lease(held.lease.token, renewed, renewable=True, ours=held.lease.ours)
+        except KeyRingUnavailable:
+            return False
+        with self._lock:
+            if self._held is held:
+                self._held = self._hold(lease)
+        return True
+
+
+def _renew_self(client: hvac.Client) -> float:
+    answer: Any = client.auth.token.renew_self()
+    return float(answer["auth"]["lease_duration"])
+
+
+def _data_of(answer: object) -> dict[str, Any]:
+    """`data` of an answer. For 404 hvac hands out None, and a bare response for any status but 200."""
+    if answer is None:
+        raise KeyRingUnavailable(Trouble.KEY_MISSING)
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, dict):
+        raise KeyRingUnavailable(Trouble.ODD_ANSWER)
+    return data
