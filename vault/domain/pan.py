@@ -93,13 +93,15 @@ class Pan:
 def contains_pan(text: str) -> bool:
     """Whether a text that should hold no card number holds one, also with separators between the digits.
 
-    A run of at most 19 digits counts if all of it is a valid number, so that long numeric ids pass; of a longer run
-    every window counts.
+    A run of at most 19 digits counts if all of it is a valid number, so that long numeric ids pass, or if some of its
+    groups are, as in a number with `-01` behind it; of a longer run every window counts.
     """
     for match in _DIGIT_RUN.finditer(text):
-        digits = re.sub(r"[^0-9]", "", match.group())
+        groups = re.findall(r"[0-9]+", match.group())
+        digits = "".join(groups)
         if len(digits) <= 19:
-            if _problem_with(digits) is None:
+            spans = ("".join(groups[i:j]) for i in range(len(groups)) for j in range(i + 1, len(groups) + 1))
+            if any(_problem_with(span) is None for span in spans):
                 return True
             continue
         windows = (digits[i : i + n] for n in range(13, 20) for i in range(len(digits) - n + 1))
