@@ -1,0 +1,131 @@
+"""The migrations, and that they and the tables say the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from vault.domain.errors import StoreUnavailable
+from vault.store import DatabaseRefused, SqlStore, current, head, upgrade
+from vault.store.engine import Limits, open_engines
+from vault.store.tables import metadata
+
+
+def test_an_empty_database_is_brought_to_the_newest_revision(empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+
+    assert current(empty_database_url) == head()
+
+
+def test_migrating_again_changes_nothing(database_url: str) -> None:
+    upgrade(database_url)
+
+    assert current(database_url) == head()
+
+
+def test_four_migrations_at_once_wait_for_each_other(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(upgrade, [empty_database_url] * 4))
+
+    assert current(empty_database_url) == head()
+
+
+def test_migrations_of_two_processes_wait_for_each_other(empty_database_url: str) -> None:
+    program = "import sys; from vault.store import upgrade; upgrade(sys.argv[1])"
+    command = [sys.executable, "-c", program, empty_database_url]
+
+    processes = [subprocess.Popen(command) for _ in range(2)]
+
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert current(empty_database_url) == head()
+
+
+def test_the_migrated_schema_is_the_one_that_the_code_describes(database_url: str) -> None:
+    engines = open_engines(database_url, Limits())
+    with engines.reader.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": metadata}
+        )
+
+        differences = compare_metadata(context, metadata)
+
+    engines.dispose()
+    assert differences == []
+
+
+def test_every_table_of_a_tenant_has_the_tenant_first_in_its_key_and_a_comment_on_every_column() -> None:
+    for table in metadata.sorted_tables:
+        assert table.comment
+        assert all(column.comment for column in table.columns), table.name
+        if table.name != "settings":
+            assert next(iter(table.primary_key.columns)).name == "tenant_id", table.name
+
+
+def test_no_column_is_named_after_what_must_not_be_stored() -> None:
+    names = {column.name for table in metadata.sorted_tables for column in table.columns}
+
+    assert not names & {"pan", "card_number", "number", "holder_name", "security_code", "cvc", "cvv", "bin", "first6"}
+
+
+def test_partial_indexes_carry_their_condition_on_the_database(database_url: str) -> None:
+    engines = open_engines(database_url, Limits())
+    with engines.reader.connect() as connection:
+        found = {
+            index["name"]: index
+            for table in ("grants", "audit_events")
+            for index in inspect(connection).get_indexes(table)
+        }
+    engines.dispose()
+
+    where = f"{engines.kind}_where"
+    assert "open" in str(found["uq_grants_open"]["dialect_options"][where])
+    assert "released" in str(found["uq_audit_events_released"]["dialect_options"][where])
+    assert found["uq_grants_open"]["unique"]
+    assert found["uq_audit_events_released"]["unique"]
+
+
+def test_a_database_without_the_schema_is_named_as_a_weakness(empty_database_url: str, tmp_path: Path) -> None:
+    upgrade(empty_database_url)
+    engines = open_engines(empty_database_url, Limits())
+    with engines.writer.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engines.dispose()
+    store = SqlStore(empty_database_url)
+
+    problems = store.weaknesses()
+
+    store.close()
+    assert problems == [f"the database's schema has revision 9999; this release needs {head()}"]
+
+
+def test_a_missing_sqlite_file_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "lost.db"
+    store = SqlStore(f"sqlite:///{path}")
+
+    with pytest.raises(StoreUnavailable, match="database_unreachable"):
+        store.check()
+
+    assert not path.exists()
+
+
+def test_a_new_sqlite_file_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+
+    upgrade(f"sqlite:///{path}")
+
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://root:secret@host/x", "nonsense", ""])
+def test_other_databases_are_refused_without_showing_the_url(url: str) -> None:
+    with pytest.raises(DatabaseRefused) as caught:
+        SqlStore(url)
+
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,90 @@
+"""Column types that mean the same on both engines, and the engines themselves by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, Dialect, Text
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Engine(StrEnum):
+    """The databases that cardvault runs on; the values are SQLAlchemy's dialect names."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970, exactly. Refuses a time without a zone."""
+    if moment.tzinfo is None:
+        raise ValueError("a stored time needs its zone")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """What `to_micros` wrote."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def to_canonical_json(facts: Mapping[str, str | int]) -> str:
+    """One text for one mapping: sorted keys, no spaces, ASCII."""
+    return json.dumps(dict(facts), sort_keys=True, separators=(",", ":"))
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An instant: `timestamptz` on PostgreSQL, microseconds since 1970 on SQLite; always aware UTC in Python."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The column's type on this engine."""
+        chosen: TypeEngine[Any] = BigInteger() if dialect.name == Engine.SQLITE else DateTime(timezone=True)
+        return dialect.type_descriptor(chosen)
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """From Python to the database."""
+        if value is None:
+            return None
+        micros = to_micros(value)
+        return micros if dialect.name == Engine.SQLITE else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """From the database to Python."""
+        if value is None:
+            return None
+        if dialect.name == Engine.SQLITE:
+            return from_micros(value)
+        moment: datetime = value
+        return moment.astimezone(UTC)
+
+
+class CanonicalJson(TypeDecorator[Mapping[str, str | int]]):
+    """A flat mapping as canonical JSON text: the same bytes on both engines, so that it can be hashed."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Mapping[str, str | int] | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """From Python to the database."""
+        return None if value is None else to_canonical_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Mapping[str, str | int] | None:  # noqa: ARG002
+        """From the database to Python."""
+        if value is None:
+            return None
+        facts: dict[str, str | int] = json.loads(value)
+        return facts
+
+
+def identifier() -> TypeEngine[str]:
+    """Text that is compared and ordered by its bytes, as Python does, whatever the database's locale."""
+    return Text().with_variant(Text(collation="C"), "postgresql")

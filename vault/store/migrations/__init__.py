@@ -1,0 +1,1 @@
+"""Alembic's home: `env.py` and the revisions, run by `vault.store.schema`."""

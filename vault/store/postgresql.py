@@ -1,0 +1,99 @@
+"""PostgreSQL as cardvault uses it: bounded waits, durable commits, and a COMMIT that means what it says."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, event, make_url
+
+BEGIN_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED"
+BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_WARNED = "cardvault_warned"
+
+_MUST_BE_ON = {
+    "fsync": "fsync is off: a power cut can lose the whole database",
+    "full_page_writes": "full_page_writes is off: a power cut can corrupt the database",
+}
+
+
+def _milliseconds(limit: timedelta) -> int:
+    return max(1, round(limit / timedelta(milliseconds=1)))
+
+
+def connect_args(
+    url: str,
+    *,
+    connect_timeout: timedelta,
+    statement_timeout: timedelta,
+    lock_timeout: timedelta,
+    idle_in_transaction_timeout: timedelta,
+    application_name: str,
+) -> dict[str, Any]:
+    """Arguments of the driver. What the URL itself says goes first."""
+    options = (
+        f"-c statement_timeout={_milliseconds(statement_timeout)}",
+        f"-c lock_timeout={_milliseconds(lock_timeout)}",
+        f"-c idle_in_transaction_session_timeout={_milliseconds(idle_in_transaction_timeout)}",
+        "-c timezone=UTC",
+    )
+    given = make_url(url).query
+    arguments: dict[str, Any] = {
+        "autocommit": True,
+        "connect_timeout": max(1, round(connect_timeout.total_seconds())),
+        "options": " ".join((*options, str(given.get("options", "")))).strip(),
+        "application_name": application_name,
+        "tcp_user_timeout": _milliseconds(statement_timeout),
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
+    return {name: value for name, value in arguments.items() if name == "options" or name not in given}
+
+
+def remember_warnings(engine: sqlalchemy.Engine) -> None:
+    """Note on each connection when the server sends a warning, for `committed_with_warning`."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(dbapi_connection: Any, record: Any) -> None:
+        def on_notice(diagnostic: Any) -> None:
+            if diagnostic.severity_nonlocalized == "WARNING":
+                record.info[_WARNED] = True
+
+        dbapi_connection.add_notice_handler(on_notice)
+
+
+def forget_warning(connection: Connection) -> None:
+    """Call before COMMIT."""
+    connection.info.pop(_WARNED, None)
+
+
+def committed_with_warning(connection: Connection) -> bool:
+    """Whether the last COMMIT came back with a warning.
+
+    A server whose wait for its synchronous standby is cut short, by statement_timeout or an administrator, answers
+    COMMIT with success and a warning: the transaction is on this server only and may not survive a fail-over.
+    """
+    return bool(connection.info.pop(_WARNED, False))
+
+
+def weaknesses(connection: Connection) -> list[str]:
+    """What makes this database unsafe, in words; empty if nothing does."""
+    found = []
+    for name, problem in _MUST_BE_ON.items():
+        if _setting(connection, name) != "on":
+            found.append(f"PostgreSQL: {problem}")
+    if _setting(connection, "synchronous_commit") == "off":
+        found.append("PostgreSQL: synchronous_commit is off: a power cut can lose acknowledged writes")
+    if connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar():
+        found.append("PostgreSQL: this server is a standby: use the primary")
+    elif _setting(connection, "default_transaction_read_only") == "on":
+        found.append("PostgreSQL: default_transaction_read_only is on: nothing can be written")
+    if _setting(connection, "server_encoding") != "UTF8":
+        found.append("PostgreSQL: the database's encoding is not UTF8")
+    return found
+
+
+def _setting(connection: Connection, name: str) -> str:
+    return str(connection.exec_driver_sql(f"SHOW {name}").scalar())

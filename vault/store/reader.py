@@ -1,0 +1,220 @@
+"""Queries. Each looks only at rows of the tenant it is asked about, and names the columns it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import and_, bindparam, select, tuple_
+
+from vault.domain.card import StoredCard
+from vault.domain.grant import Grant, Redeemable
+from vault.domain.ids import CustomerId, OnceId, TenantId, Token
+from vault.ports import (
+    CardRef,
+    Fingerprint,
+    GrantKey,
+    IdempotencyId,
+    IdempotencyRecord,
+    KnownCard,
+    OnceKey,
+    PageCursor,
+)
+from vault.store import rows as as_domain
+from vault.store.columns import Engine
+from vault.store.given import Given
+from vault.store.link import Batch, Link
+from vault.store.rows import (
+    CARD_COLUMNS,
+    GRANT_COLUMNS,
+    IDEMPOTENCY_COLUMNS,
+    ONCE_COLUMNS,
+    OPEN,
+    TARGET_COLUMNS,
+)
+from vault.store.tables import card_secrets, cards, consents, grants, idempotency, once_keys, settings
+
+_CONSENT_OF_CARD = and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id)
+
+
+def _is_default(tenant: Any, customer: Any) -> Any:
+    """The rule for the default card: the highest rank, then the oldest, then the first by token."""
+    others = cards.alias("others")
+    first = (
+        select(others.c.token)
+        .where(others.c.tenant_id == tenant, others.c.customer_id == customer)
+        .order_by(others.c.default_rank.desc(), others.c.created_at, others.c.token)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (cards.c.token == first).label("is_default")
+
+
+@cache
+def _list_cards(*, with_cursor: bool) -> Any:
+    tenant: Any = bindparam("tenant")
+    customer: Any = bindparam("customer")
+    statement = (
+        select(*CARD_COLUMNS, _is_default(tenant, customer))
+        .select_from(cards.join(consents, _CONSENT_OF_CARD))
+        .where(cards.c.tenant_id == tenant, cards.c.customer_id == customer)
+        .order_by(cards.c.created_at, cards.c.token)
+        .limit(bindparam("limit"))
+    )
+    if with_cursor:
+        after = tuple_(
+            bindparam("after_created_at", type_=cards.c.created_at.type),
+            bindparam("after_token", type_=cards.c.token.type),
+        )
+        statement = statement.where(tuple_(cards.c.created_at, cards.c.token) > after)
+    return statement
+
+
+@cache
+def _cards(engine: Engine) -> Batch:
+    given = Given(engine, [cards.c.tenant_id, cards.c.customer_id, cards.c.token])
+    statement = (
+        select(*CARD_COLUMNS, _is_default(cards.c.tenant_id, cards.c.customer_id))
+        .select_from(cards.join(consents, _CONSENT_OF_CARD))
+        .join(
+            given.rows,
+            and_(
+                cards.c.tenant_id == given.c.tenant_id,
+                cards.c.token == given.c.token,
+                cards.c.customer_id == given.c.customer_id,
+            ),
+        )
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _known_cards(engine: Engine) -> Batch:
+    given = Given(engine, [card_secrets.c.tenant_id, card_secrets.c.fingerprint])
+    statement = select(
+        card_secrets.c.tenant_id,
+        card_secrets.c.fingerprint,
+        card_secrets.c.fingerprint_version,
+        card_secrets.c.token,
+        card_secrets.c.record_version,
+    ).join(
+        given.rows,
+        and_(card_secrets.c.tenant_id == given.c.tenant_id, card_secrets.c.fingerprint == given.c.fingerprint),
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _once_keys(engine: Engine) -> Batch:
+    given = Given(engine, [once_keys.c.tenant_id, once_keys.c.once_id])
+    statement = (
+        select(*ONCE_COLUMNS)
+        .join(given.rows, and_(once_keys.c.tenant_id == given.c.tenant_id, once_keys.c.once_id == given.c.once_id))
+        .where(once_keys.c.state == OPEN)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _grants(engine: Engine, *, with_target: bool) -> Batch:
+    given = Given(engine, [grants.c.tenant_id, grants.c.grant_sha256])
+    found = given.rows.join(
+        grants, and_(grants.c.tenant_id == given.c.tenant_id, grants.c.grant_sha256 == given.c.grant_sha256)
+    )
+    if not with_target:
+        return Batch(select(*GRANT_COLUMNS).select_from(found), given)
+    found = (
+        found.outerjoin(cards, and_(cards.c.tenant_id == grants.c.tenant_id, cards.c.token == grants.c.token))
+        .outerjoin(
+            card_secrets,
+            and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token),
+        )
+        .outerjoin(consents, _CONSENT_OF_CARD)
+        .outerjoin(
+            once_keys, and_(once_keys.c.tenant_id == grants.c.tenant_id, once_keys.c.once_id == grants.c.once_id)
+        )
+    )
+    return Batch(select(*GRANT_COLUMNS, *TARGET_COLUMNS).select_from(found), given)
+
+
+@cache
+def _idempotency(engine: Engine) -> Batch:
+    given = Given(engine, list(idempotency.primary_key.columns))
+    statement = select(*IDEMPOTENCY_COLUMNS).join(
+        given.rows, and_(*(idempotency.c[c.name] == given.c[c.name] for c in idempotency.primary_key.columns))
+    )
+    return Batch(statement, given)
+
+
+_SETTING = select(settings.c.value).where(settings.c.name == bindparam("wanted"))
+
+
+class SqlReader:
+    """Queries within one transaction. Implements `ports.Reader`; it has nothing that writes."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def list_cards(
+        self, tenant: TenantId, customer: CustomerId, *, after: PageCursor | None, limit: int
+    ) -> Sequence[StoredCard]:
+        """Oldest first (created_at, then token)."""
+        parameters: dict[str, Any] = {"tenant": tenant, "customer": customer, "limit": limit}
+        if after is not None:
+            parameters |= {"after_created_at": after.created_at, "after_token": after.token}
+        found = self._link.rows(_list_cards(with_cursor=after is not None), parameters)
+        return tuple(as_domain.stored_card(row) for row in found)
+
+    def cards(self, refs: Sequence[CardRef]) -> Mapping[CardRef, StoredCard]:
+        """Those that exist and belong to that customer of that tenant."""
+        found = self._link.batch_rows(
+            _cards(self._link.engine), [(ref.tenant, ref.customer, ref.token) for ref in dict.fromkeys(refs)]
+        )
+        stored = map(as_domain.stored_card, found)
+        return {CardRef(card.tenant, card.customer, card.token): card for card in stored}
+
+    def known_cards(
+        self, fingerprints: Sequence[tuple[TenantId, Fingerprint]]
+    ) -> Mapping[tuple[TenantId, Fingerprint], KnownCard]:
+        """Stored cards by fingerprint."""
+        wanted = {(tenant, mark.value): (tenant, mark) for tenant, mark in fingerprints}
+        found = self._link.batch_rows(_known_cards(self._link.engine), list(wanted))
+        return {
+            wanted[TenantId(row.tenant_id), row.fingerprint]: KnownCard(Token(row.token), row.record_version)
+            for row in found
+        }
+
+    def once_keys(self, ids: Sequence[tuple[TenantId, OnceId]]) -> Mapping[tuple[TenantId, OnceId], OnceKey]:
+        """Those whose wrapped key still exists, expired or not."""
+        found = self._link.batch_rows(_once_keys(self._link.engine), list(dict.fromkeys(ids)))
+        keys = map(as_domain.once_key, found)
+        return {(key.tenant, key.once_id): key for key in keys}
+
+    def grants(self, keys: Sequence[GrantKey]) -> Mapping[bytes, Grant]:
+        """Grants by their SHA-256, in whatever state."""
+        found = self._link.batch_rows(_grants(self._link.engine, with_target=False), _pairs(keys))
+        return {row.grant_sha256: as_domain.grant(row) for row in found}
+
+    def redeemables(self, keys: Sequence[GrantKey]) -> Mapping[bytes, Redeemable]:
+        """Grants by their SHA-256 together with the wrapped keys they lead to."""
+        found = self._link.batch_rows(_grants(self._link.engine, with_target=True), _pairs(keys))
+        return {row.grant_sha256: as_domain.redeemable(row) for row in found}
+
+    def idempotency(self, ids: Sequence[IdempotencyId]) -> Mapping[IdempotencyId, IdempotencyRecord]:
+        """Records by key, expired ones too."""
+        wanted = [(each.tenant, each.method, each.key) for each in dict.fromkeys(ids)]
+        found = self._link.batch_rows(_idempotency(self._link.engine), wanted)
+        records = map(as_domain.idempotency_record, found)
+        return {record.id: record for record in records}
+
+    def setting(self, name: str) -> str | None:
+        """A fact about this database."""
+        found = self._link.rows(_SETTING, {"wanted": name})
+        return found[0].value if found else None
+
+
+def _pairs(keys: Sequence[GrantKey]) -> list[tuple[TenantId, bytes]]:
+    return list(dict.fromkeys((tenant, key.grant_sha256) for key in keys for tenant in key.tenants))

@@ -1,0 +1,162 @@
+"""The store: transactions over a database, and what must be true of that database before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from vault.domain.errors import StoreUnavailable
+from vault.store import postgresql, schema, sqlite
+from vault.store.columns import Engine
+from vault.store.engine import Engines, Limits, open_engines
+from vault.store.faults import COMMIT_UNKNOWN, ERROR, reason_for_commit, unavailable
+from vault.store.link import Link
+from vault.store.reader import SqlReader
+from vault.store.writer import SqlWriter
+
+_PROBE = "cardvault.probe"
+
+
+class _NoTrace(Exception):
+    """Rolls the probe's transaction back."""
+
+
+class SqlStore:
+    """Implements `ports.Store` on SQLite and PostgreSQL. It never asks the database for the time."""
+
+    def __init__(self, url: str, *, limits: Limits | None = None) -> None:
+        """Connects on first use. Raises `vault.store.DatabaseRefused` for a URL or driver that cannot work."""
+        self._url = url
+        self._limits = limits or Limits()
+        self._engines: Engines = open_engines(url, self._limits)
+        self._wal_holds_erased = False
+
+    @property
+    def kind(self) -> Engine:
+        """Which database it is."""
+        return self._engines.kind
+
+    @contextmanager
+    def reading(self) -> Iterator[SqlReader]:
+        """A snapshot to read from. The database itself refuses to write in it."""
+        connection = self._begin(self._engines.reader)
+        try:
+            yield SqlReader(Link(connection, self.kind))
+        finally:
+            _end(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[SqlWriter]:
+        """One transaction: commits when the block ends, rolls back when it raises."""
+        connection = self._begin(self._engines.writer)
+        link = Link(connection, self.kind)
+        tx = SqlWriter(link)
+        try:
+            yield tx
+            tx.require_evidence()
+            if link.failed:
+                # The block swallowed a failure. What is left of the transaction is not what was meant.
+                raise StoreUnavailable(ERROR)
+        except BaseException:
+            _end(connection)
+            raise
+        self._commit(connection)
+        if tx.erased:
+            self._wal_holds_erased = True
+        if self._wal_holds_erased:
+            self._clear_wal()
+
+    def check(self) -> None:
+        """Prove that a write would work, without leaving a trace."""
+        with suppress(_NoTrace), self.writing() as tx:
+            tx.put_setting(_PROBE, "")
+            raise _NoTrace
+
+    def weaknesses(self) -> list[str]:
+        """Every setting that makes this database unsafe, and a schema that does not fit; empty if all is well.
+
+        Raises `StoreUnavailable` if it cannot be reached.
+        """
+        connection = self._begin(self._engines.writer)
+        try:
+            if self.kind is Engine.SQLITE:
+                found = sqlite.weaknesses(connection, sqlite.path_from(self._url))
+            else:
+                found = postgresql.weaknesses(connection)
+            mismatch = schema.mismatch(connection)
+        except SQLAlchemyError as error:
+            failure = unavailable(error)
+        else:
+            return [*found, mismatch] if mismatch else found
+        finally:
+            _end(connection)
+        raise failure
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._engines.dispose()
+
+    def _begin(self, engine: sqlalchemy.Engine) -> Connection:
+        """A connection in a transaction. A dead one from the pool is replaced once: nothing was sent on it yet."""
+        failure = StoreUnavailable(ERROR)
+        for _ in range(2):
+            connection = None
+            try:
+                connection = engine.connect()
+                connection.begin()
+            except SQLAlchemyError as error:
+                failure = unavailable(error)
+                was_dead = isinstance(error, DBAPIError) and error.connection_invalidated
+            else:
+                return connection
+            if connection is None:
+                break
+            _end(connection)
+            if not was_dead:
+                break
+        raise failure
+
+    def _commit(self, connection: Connection) -> None:
+        failure: StoreUnavailable | None = None
+        if self.kind is Engine.POSTGRESQL:
+            postgresql.forget_warning(connection)
+        try:
+            connection.commit()
+        except SQLAlchemyError as error:
+            failure = StoreUnavailable(reason_for_commit(error))
+            with suppress(SQLAlchemyError):
+                # Whatever state it is in, it is not used again.
+                connection.invalidate()
+        else:
+            if self.kind is Engine.POSTGRESQL and postgresql.committed_with_warning(connection):
+                failure = StoreUnavailable(COMMIT_UNKNOWN)
+        _end(connection)
+        if failure is not None:
+            raise failure
+
+    def _clear_wal(self) -> None:
+        """Let erased bytes leave SQLite's write-ahead log; if a reader is in the way, the next write tries again."""
+        if self.kind is not Engine.SQLITE:
+            self._wal_holds_erased = False
+            return
+        with suppress(SQLAlchemyError, sqlite.driver().Error):
+            raw: Any = self._engines.writer.raw_connection()
+            try:
+                done = sqlite.truncate_wal(raw.driver_connection, lock_timeout=self._limits.lock_timeout)
+            finally:
+                raw.close()
+            if done:
+                self._wal_holds_erased = False
+
+
+def _end(connection: Connection) -> None:
+    """Give a connection back; what it had open is rolled back."""
+    with suppress(SQLAlchemyError):
+        connection.rollback()
+    with suppress(SQLAlchemyError):
+        connection.close()

@@ -1,0 +1,253 @@
+"""The tables. None has a column for a card number, a name, a security code or the first digits of a card.
+
+`tenant_id` leads every primary key, so that a larger shop can partition by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from vault.store.columns import CanonicalJson, UtcTime, identifier
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+def _tenant() -> Column[Any]:
+    return Column("tenant_id", identifier(), nullable=False, comment="shop or partner portal that owns the row")
+
+
+consents = Table(
+    "consents",
+    metadata,
+    _tenant(),
+    Column("consent_id", identifier(), nullable=False, comment="name of this ledger entry"),
+    Column("kind", Text, nullable=False, comment="given or withdrawn"),
+    Column("withdraws_consent_id", identifier(), comment="for a withdrawal: the consent that it ends"),
+    Column("customer_id", identifier(), nullable=False, comment="customer whose consent it is"),
+    Column("token", identifier(), nullable=False, comment="stored card that the consent is about"),
+    Column("terms_version", Text, comment="version of the terms that were shown; null for a withdrawal"),
+    Column("terms_sha256", LargeBinary, comment="SHA-256 of the terms that were shown; null for a withdrawal"),
+    Column("uses", Text, comment="uses agreed to, as numbers joined by commas; null for a withdrawal"),
+    Column("channel", SmallInteger, comment="where the customer agreed; null for a withdrawal"),
+    Column("locale", Text, comment="language of the terms (BCP 47); null for a withdrawal"),
+    Column("agreed_until", UtcTime, comment="end of the consent; null if it has none"),
+    Column("recorded_at", UtcTime, nullable=False, comment="when the customer agreed or withdrew"),
+    Column("recorded_by", Text, comment="identity that reported the consent; null for a withdrawal"),
+    Column("event_id", identifier(), comment="for a withdrawal: the audit event that says who asked for it"),
+    PrimaryKeyConstraint("tenant_id", "consent_id"),
+    CheckConstraint(
+        "(kind = 'given' AND withdraws_consent_id IS NULL AND terms_version IS NOT NULL "
+        "AND terms_sha256 IS NOT NULL AND uses IS NOT NULL AND channel IS NOT NULL "
+        "AND locale IS NOT NULL AND recorded_by IS NOT NULL) "
+        "OR (kind = 'withdrawn' AND withdraws_consent_id IS NOT NULL AND event_id IS NOT NULL)",
+        name="kind",
+    ),
+    comment="Append-only ledger of customers' opt-ins and withdrawals",
+)
+
+cards = Table(
+    "cards",
+    metadata,
+    _tenant(),
+    Column("token", identifier(), nullable=False, comment="random name of the card, all that shops ever see"),
+    Column("customer_id", identifier(), nullable=False, comment="customer who owns the card"),
+    Column("brand", SmallInteger, nullable=False, comment="card scheme"),
+    Column("last4", Text, nullable=False, comment="last four digits, for display"),
+    Column("expiry_year", SmallInteger, nullable=False, comment="year of expiry, for display"),
+    Column("expiry_month", SmallInteger, nullable=False, comment="month of expiry, for display"),
+    Column("state", SmallInteger, nullable=False, comment="1 active, 2 pending until the first approval"),
+    Column(
+        "default_rank", BigInteger, nullable=False, comment="the customer's highest is the default card; 0: never set"
+    ),
+    Column("consent_id", identifier(), nullable=False, comment="consent under which the card is kept"),
+    Column("created_at", UtcTime, nullable=False, comment="when the card was first stored"),
+    PrimaryKeyConstraint("tenant_id", "token"),
+    ForeignKeyConstraint(["tenant_id", "consent_id"], ["consents.tenant_id", "consents.consent_id"]),
+    CheckConstraint("length(last4) = 4", name="last4"),
+    Index("ix_cards_customer", "tenant_id", "customer_id", "created_at", "token"),
+    comment="Stored cards as they may be shown",
+)
+
+card_secrets = Table(
+    "card_secrets",
+    metadata,
+    _tenant(),
+    Column("token", identifier(), nullable=False, comment="the card"),
+    Column("wrapped_key", Text, nullable=False, comment="data key of this card, wrapped by transit"),
+    Column("kek_version", BigInteger, nullable=False, comment="version of the transit key that wrapped it"),
+    Column("ciphertext", LargeBinary, nullable=False, comment="the sealed card"),
+    Column("record_version", BigInteger, nullable=False, comment="grows with each new sealing; bound into the seal"),
+    Column("fingerprint", LargeBinary, nullable=False, comment="keyed hash that finds the card again"),
+    Column("fingerprint_version", BigInteger, nullable=False, comment="version of the transit key that made it"),
+    PrimaryKeyConstraint("tenant_id", "token"),
+    # Deferred, so that the fingerprint can decide who may insert before anything else of the card is written.
+    ForeignKeyConstraint(
+        ["tenant_id", "token"], ["cards.tenant_id", "cards.token"], deferrable=True, initially="DEFERRED"
+    ),
+    UniqueConstraint("tenant_id", "fingerprint"),
+    Index("ix_card_secrets_kek_version", "kek_version"),
+    comment="What opens a stored card; a table of its own, so that it can have a privilege of its own",
+)
+
+once_keys = Table(
+    "once_keys",
+    metadata,
+    _tenant(),
+    Column(
+        "once_id", identifier(), nullable=False, comment="name of the one-time token, whose text only the caller has"
+    ),
+    Column("order_id", identifier(), nullable=False, comment="order that it is for"),
+    Column("state", Text, nullable=False, comment="open or spent"),
+    Column("wrapped_key", Text, comment="data key, wrapped by transit; null once spent"),
+    Column("kek_version", BigInteger, nullable=False, comment="version of the transit key that wrapped it"),
+    Column("created_at", UtcTime, nullable=False, comment="when it was issued"),
+    Column("expires_at", UtcTime, nullable=False, comment="from when on it is refused"),
+    PrimaryKeyConstraint("tenant_id", "once_id"),
+    CheckConstraint(
+        "(state = 'open' AND wrapped_key IS NOT NULL) OR (state = 'spent' AND wrapped_key IS NULL)", name="state"
+    ),
+    Index("ix_once_keys_expires_at", "state", "expires_at"),
+    comment="Wrapped data keys of one-time tokens",
+)
+
+grants = Table(
+    "grants",
+    metadata,
+    _tenant(),
+    Column("grant_sha256", LargeBinary, nullable=False, comment="SHA-256 of the grant, whose text only the caller has"),
+    Column("customer_id", identifier(), comment="customer of the stored card; null for a one-time token"),
+    Column("token", identifier(), comment="stored card that it releases; null for a one-time token"),
+    Column("once_id", identifier(), comment="one-time token that it releases; null for a stored card"),
+    Column("subject", identifier(), nullable=False, comment="token or one-time token's id, whichever is set"),
+    Column("order_id", identifier(), nullable=False, comment="order that it is for"),
+    Column("amount_minor", BigInteger, nullable=False, comment="amount in the currency's smallest unit"),
+    Column("currency", Text, nullable=False, comment="ISO 4217 code of the amount"),
+    Column("purpose", SmallInteger, nullable=False, comment="use of the card that it allows"),
+    Column("processor", Text, nullable=False, comment="payment processor that may redeem it"),
+    Column("state", Text, nullable=False, comment="open, used or revoked"),
+    Column("issued_at", UtcTime, nullable=False, comment="when it was issued"),
+    Column("expires_at", UtcTime, nullable=False, comment="from when on it is refused"),
+    Column("issued_by", Text, nullable=False, comment="identity that asked for it"),
+    Column(
+        "closed_at",
+        UtcTime,
+        comment="when it was used or revoked; null while open, and where its one-time token was voided",
+    ),
+    PrimaryKeyConstraint("tenant_id", "grant_sha256"),
+    CheckConstraint("state IN ('open', 'used', 'revoked')", name="state"),
+    CheckConstraint(
+        "(token IS NOT NULL AND once_id IS NULL AND subject = token) "
+        "OR (token IS NULL AND once_id IS NOT NULL AND subject = once_id)",
+        name="subject",
+    ),
+    comment="Rights to one card number each, for one order",
+)
+one_open_grant = Index(
+    "uq_grants_open",
+    grants.c.tenant_id,
+    grants.c.subject,
+    grants.c.order_id,
+    unique=True,
+    sqlite_where=grants.c.state == "open",
+    postgresql_where=grants.c.state == "open",
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    _tenant(),
+    Column("method", identifier(), nullable=False, comment="RPC that was called"),
+    Column("idempotency_key", identifier(), nullable=False, comment="the caller's name for the intended effect"),
+    Column("request_sha256", LargeBinary, nullable=False, comment="digest of the request; empty once erased"),
+    Column(
+        "fingerprint_version", BigInteger, nullable=False, comment="version of the fingerprint in the digest; 0: none"
+    ),
+    Column("answer", CanonicalJson, nullable=False, comment="what must be known to answer again; nothing secret"),
+    Column("customer_id", identifier(), comment="customer that the answer speaks of"),
+    Column("token", identifier(), comment="stored card that the answer speaks of"),
+    Column("created_at", UtcTime, nullable=False, comment="when the request was first answered"),
+    Column("expires_at", UtcTime, nullable=False, comment="from when on the key is free again"),
+    Column("erased", Boolean(create_constraint=False), nullable=False, comment="whether the card was erased since"),
+    PrimaryKeyConstraint("tenant_id", "method", "idempotency_key"),
+    Index("ix_idempotency_token", "tenant_id", "token"),
+    Index("ix_idempotency_expires_at", "expires_at"),
+    comment="Requests that were answered, so that a repeat gets the same answer",
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    _tenant(),
+    Column("event_id", identifier(), nullable=False, comment="name of the event"),
+    Column("occurred_at", UtcTime, nullable=False, comment="when it happened"),
+    Column("event", Text, nullable=False, comment="what happened"),
+    Column("outcome", Text, nullable=False, comment="ok, refused or error"),
+    Column("reason", Text, nullable=False, comment="internal code of a refusal; empty for ok"),
+    Column("actor", Text, nullable=False, comment="identity that asked"),
+    Column("actor_certificate", Text, nullable=False, comment="SHA-256 of its certificate, hex"),
+    Column("role", Text, nullable=False, comment="role that the identity acted in"),
+    Column("peer", Text, nullable=False, comment="network address it came from"),
+    Column("request_id", identifier(), nullable=False, comment="the call"),
+    Column("customer_id", identifier(), nullable=False, comment="customer concerned, or empty"),
+    Column("target", identifier(), nullable=False, comment="token, one-time token's id, consent or key concerned"),
+    Column("order_id", identifier(), nullable=False, comment="order concerned, or empty"),
+    Column("processor", Text, nullable=False, comment="payment processor concerned, or empty"),
+    Column("grant_sha256", LargeBinary, comment="SHA-256 of the grant concerned"),
+    Column("details", CanonicalJson, nullable=False, comment="further facts as canonical JSON"),
+    PrimaryKeyConstraint("tenant_id", "event_id"),
+    Index("ix_audit_events_occurred_at", "occurred_at"),
+    comment="Append-only audit log, written in the transaction of each effect",
+)
+_released = (audit_events.c.event == "card.released") & (audit_events.c.outcome == "ok")
+Index(
+    "uq_audit_events_released",
+    audit_events.c.tenant_id,
+    audit_events.c.grant_sha256,
+    unique=True,
+    sqlite_where=_released,
+    postgresql_where=_released,
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    _tenant(),
+    Column("token", identifier(), nullable=False, comment="card that was erased"),
+    Column("customer_id", identifier(), nullable=False, comment="customer who owned it"),
+    Column("erased_at", UtcTime, nullable=False, comment="when it was erased"),
+    Column("event_id", identifier(), nullable=False, comment="audit event that says who asked for it"),
+    PrimaryKeyConstraint("tenant_id", "token"),
+    comment="Tombstones: a restored backup must not bring these cards back",
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", identifier(), nullable=False, comment="name of the fact"),
+    Column("value", Text, nullable=False, comment="the fact"),
+    PrimaryKeyConstraint("name"),
+    comment="Facts about this database, such as its environment label",
+)

@@ -1,0 +1,173 @@
+"""Storing cards and sealing them anew. The unique fingerprint decides who is first, in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Column, and_, bindparam, func, select, update
+
+from vault.domain.card import Expiry
+from vault.domain.ids import Token
+from vault.ports import CardRef, NewCard
+from vault.store.columns import Engine
+from vault.store.given import Given, inserting, row_of
+from vault.store.link import Batch, Link
+from vault.store.rows import card_values, consent_values, secret_values
+from vault.store.tables import card_secrets, cards, consents
+
+
+@cache
+def insert_consents(engine: Engine) -> Batch:
+    """INSERT into the ledger."""
+    statement, given = inserting(engine, consents)
+    return Batch(statement, given)
+
+
+@cache
+def _insert_cards(engine: Engine) -> Batch:
+    statement, given = inserting(engine, cards)
+    return Batch(statement, given)
+
+
+@cache
+def _insert_secrets(engine: Engine) -> Batch:
+    statement, given = inserting(engine, card_secrets)
+    fingerprint = [card_secrets.c.tenant_id, card_secrets.c.fingerprint]
+    return Batch(statement.on_conflict_do_nothing(index_elements=fingerprint).returning(card_secrets.c.token), given)
+
+
+@cache
+def lock_cards(engine: Engine, *, share: bool) -> Batch:
+    """SELECT … FOR UPDATE or FOR SHARE by token, in the order that every other lock on cards is taken in."""
+    given = Given(engine, [cards.c.tenant_id, cards.c.token])
+    statement = (
+        select(cards.c.token)
+        .join(given.rows, and_(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token))
+        .order_by(cards.c.tenant_id, cards.c.token)
+        .with_for_update(of=cards, read=share)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _reseal_secrets(engine: Engine) -> Batch:
+    given = Given(engine, [*card_secrets.columns, cards.c.customer_id])
+    replaced = ("wrapped_key", "kek_version", "ciphertext", "record_version")
+    statement = (
+        update(card_secrets)
+        .values({name: given.c[name] for name in replaced})
+        .where(
+            card_secrets.c.tenant_id == given.c.tenant_id,
+            card_secrets.c.token == given.c.token,
+            card_secrets.c.record_version == given.c.record_version - 1,
+            card_secrets.c.fingerprint == given.c.fingerprint,
+            cards.c.tenant_id == given.c.tenant_id,
+            cards.c.token == given.c.token,
+            cards.c.customer_id == given.c.customer_id,
+        )
+        .returning(card_secrets.c.token)
+    )
+    return Batch(statement, given)
+
+
+_RESEALED: tuple[Column[Any], ...] = (cards.c.expiry_year, cards.c.expiry_month, cards.c.state, cards.c.consent_id)
+
+
+@cache
+def _reseal_display(engine: Engine) -> Batch:
+    given = Given(engine, [cards.c.tenant_id, cards.c.token, *_RESEALED])
+    statement = (
+        update(cards)
+        .values({c.name: given.c[c.name] for c in _RESEALED})
+        .where(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token)
+    )
+    return Batch(statement, given)
+
+
+_THIS_CARD = (
+    cards.c.tenant_id == bindparam("tenant"),
+    cards.c.customer_id == bindparam("customer"),
+    cards.c.token == bindparam("wanted"),
+)
+_UPDATE_EXPIRY = update(cards).values(expiry_year=bindparam("year"), expiry_month=bindparam("month")).where(*_THIS_CARD)
+
+_LOCK_CUSTOMER = (
+    select(cards.c.token)
+    .where(cards.c.tenant_id == bindparam("tenant"), cards.c.customer_id == bindparam("customer"))
+    .order_by(cards.c.tenant_id, cards.c.token)
+    .with_for_update()
+)
+
+
+def _set_default() -> Any:
+    others = cards.alias("others")
+    highest = (
+        select(func.max(others.c.default_rank) + 1)
+        .where(others.c.tenant_id == bindparam("tenant"), others.c.customer_id == bindparam("customer"))
+        .scalar_subquery()
+    )
+    return update(cards).values(default_rank=highest).where(*_THIS_CARD)
+
+
+_SET_DEFAULT = _set_default()
+
+
+def insert_new(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
+    """Secrets first: whose fingerprint is free is inserted, and only then consent and card."""
+    # Everyone inserts in this order, so that two batches that share cards wait for each other but never in a circle.
+    ordered = sorted(new, key=lambda card: (card.tenant, card.fingerprint.value, card.token))
+    secrets = [row_of(card_secrets, secret_values(card)) for card in ordered]
+    inserted = frozenset(Token(row.token) for row in link.batch_rows(_insert_secrets(link.engine), secrets))
+    stored = [card for card in ordered if card.token in inserted]
+    add_consents(link, stored)
+    link.batch_count(_insert_cards(link.engine), [row_of(cards, card_values(card)) for card in stored])
+    return inserted
+
+
+def reseal(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
+    """Replace what is stored, where it is still what the new sealing was made from."""
+    ordered = sorted(new, key=lambda card: (card.tenant, card.token))
+    if link.locks_rows:
+        link.batch_rows(lock_cards(link.engine, share=False), [(card.tenant, card.token) for card in ordered])
+    secrets = [[*row_of(card_secrets, secret_values(card)), card.customer] for card in ordered]
+    changed = frozenset(Token(row.token) for row in link.batch_rows(_reseal_secrets(link.engine), secrets))
+    resealed = [card for card in ordered if card.token in changed]
+    add_consents(link, resealed)
+    display = [
+        (
+            card.tenant,
+            card.token,
+            card.expiry.year,
+            card.expiry.month,
+            int(card.state),
+            card.consent.consent_id,
+        )
+        for card in resealed
+    ]
+    link.batch_count(_reseal_display(link.engine), display)
+    return changed
+
+
+def add_consents(link: Link, new: Sequence[NewCard]) -> None:
+    """Add the cards' consents to the ledger."""
+    link.batch_count(insert_consents(link.engine), [row_of(consents, consent_values(card.consent)) for card in new])
+
+
+def update_expiry(link: Link, ref: CardRef, expiry: Expiry) -> bool:
+    """Change the display column."""
+    parameters = {**_named(ref), "year": expiry.year, "month": expiry.month}
+    return link.count(_UPDATE_EXPIRY, parameters) == 1
+
+
+def set_default(link: Link, ref: CardRef) -> bool:
+    """Give the card the customer's highest rank."""
+    if link.locks_rows:
+        # Of two at once the later one shall win, so the second must see the first's rank.
+        link.rows(_LOCK_CUSTOMER, {"tenant": ref.tenant, "customer": ref.customer})
+    return link.count(_SET_DEFAULT, _named(ref)) == 1
+
+
+def _named(ref: CardRef) -> dict[str, Any]:
+    return {"tenant": ref.tenant, "customer": ref.customer, "wanted": ref.token}

@@ -1,0 +1,277 @@
+"""Grants and the keys of one-time tokens: issued, revoked, and used up once.
+
+Rows are locked in one order everywhere, so that transactions wait for each other but never in a circle: cards, then
+grants, then keys of one-time tokens, each by primary key. On SQLite the one writer makes this moot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Column, and_, bindparam, delete, or_, select, true, tuple_, update
+
+from vault.domain.card import CardState
+from vault.domain.grant import Grant, GrantState
+from vault.domain.ids import OnceId, OrderId, TenantId
+from vault.ports import Claim, OnceKey
+from vault.store.columns import Engine, UtcTime
+from vault.store.given import Given, inserting, row_of
+from vault.store.link import Batch, Link
+from vault.store.rows import OPEN, SPENT
+from vault.store.tables import card_secrets, cards, consents, grants, once_keys
+from vault.store.write_cards import lock_cards
+
+FORGET_AFTER = timedelta(days=1)
+"""How long the row of a spent or expired one-time token is kept after its expiry."""
+
+_NOW = bindparam("now", type_=UtcTime())
+_DESTROYED = {"state": SPENT, "wrapped_key": None}
+_SUBJECT = (grants.c.tenant_id, grants.c.subject, grants.c.order_id)
+_GRANT = (grants.c.tenant_id, grants.c.grant_sha256)
+_ONCE = (once_keys.c.tenant_id, once_keys.c.once_id)
+_GRANT_OF_ONCE = (grants.c.tenant_id, grants.c.once_id)
+
+
+def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
+    return and_(*(c == given.c[c.name] for c in columns))
+
+
+@cache
+def _insert_grants(engine: Engine) -> Batch:
+    statement, given = inserting(engine, grants)
+    free = statement.on_conflict_do_nothing(index_elements=list(_SUBJECT), index_where=grants.c.state == OPEN)
+    return Batch(free.returning(grants.c.grant_sha256), given)
+
+
+@cache
+def _lock_grants(engine: Engine, columns: tuple[Column[Any], ...]) -> Batch:
+    given = Given(engine, columns)
+    statement = (
+        select(grants.c.grant_sha256)
+        .join(given.rows, _same(columns, given))
+        .where(grants.c.state == GrantState.OPEN)
+        .order_by(grants.c.tenant_id, grants.c.grant_sha256)
+        .with_for_update(of=grants)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _revoke(engine: Engine, columns: tuple[Column[Any], ...]) -> Batch:
+    given = Given(engine, columns)
+    statement = (
+        update(grants)
+        .values(state=GrantState.REVOKED.value, closed_at=_NOW)
+        .where(_same(columns, given), grants.c.state == OPEN)
+        .returning(grants.c.grant_sha256)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _lock_once(engine: Engine) -> Batch:
+    given = Given(engine, _ONCE)
+    statement = (
+        select(once_keys.c.once_id).join(given.rows, _same(_ONCE, given)).order_by(*_ONCE).with_for_update(of=once_keys)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _destroy_once(engine: Engine) -> Batch:
+    given = Given(engine, _ONCE)
+    statement = (
+        update(once_keys)
+        .values(_DESTROYED)
+        .where(_same(_ONCE, given), once_keys.c.state == OPEN)
+        .returning(once_keys.c.once_id)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _claim(engine: Engine) -> Batch:
+    given = Given(engine, [*_GRANT, grants.c.token, grants.c.once_id, card_secrets.c.record_version])
+    card_as_unwrapped = (
+        select(true())
+        .select_from(
+            cards.join(
+                card_secrets,
+                and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token),
+            ).join(
+                consents,
+                and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id),
+            )
+        )
+        .where(
+            cards.c.tenant_id == grants.c.tenant_id,
+            cards.c.token == grants.c.token,
+            cards.c.token == given.c.token,
+            cards.c.state == int(CardState.ACTIVE),
+            card_secrets.c.record_version == given.c.record_version,
+            or_(consents.c.agreed_until.is_(None), consents.c.agreed_until > _NOW),
+        )
+        .correlate(grants, given.rows)
+        .exists()
+    )
+    once_unspent = (
+        select(true())
+        .where(
+            once_keys.c.tenant_id == grants.c.tenant_id,
+            once_keys.c.once_id == grants.c.once_id,
+            once_keys.c.once_id == given.c.once_id,
+            once_keys.c.state == OPEN,
+            once_keys.c.expires_at > _NOW,
+        )
+        .correlate(grants, given.rows)
+        .exists()
+    )
+    statement = (
+        update(grants)
+        .values(state=GrantState.USED.value, closed_at=_NOW)
+        .where(
+            _same(_GRANT, given),
+            grants.c.state == OPEN,
+            grants.c.expires_at > _NOW,
+            or_(card_as_unwrapped, once_unspent),
+        )
+        .returning(grants.c.tenant_id, grants.c.grant_sha256, grants.c.once_id)
+    )
+    return Batch(statement, given)
+
+
+@cache
+def _insert_once(engine: Engine) -> Batch:
+    statement, given = inserting(engine, once_keys)
+    return Batch(statement, given)
+
+
+def _overdue(state: str) -> Any:
+    return (
+        select(*_ONCE)
+        .where(once_keys.c.state == state, once_keys.c.expires_at <= _NOW)
+        .order_by(once_keys.c.expires_at)
+        .limit(bindparam("most"))
+        # A key that is being claimed right now is left for the next round.
+        .with_for_update(skip_locked=True)
+    )
+
+
+_EXPIRE = update(once_keys).values(_DESTROYED).where(tuple_(*_ONCE).in_(_overdue(OPEN)), once_keys.c.state == OPEN)
+_FORGET = delete(once_keys).where(tuple_(*_ONCE).in_(_overdue(SPENT)))
+
+
+def insert(link: Link, new: Sequence[Grant]) -> frozenset[bytes]:
+    """Grants whose tenant, subject and order have no open one yet."""
+    ordered = sorted(new, key=lambda grant: (grant.tenant, grant.subject, grant.order))
+    values = [
+        row_of(
+            grants,
+            {
+                "tenant_id": grant.tenant,
+                "grant_sha256": grant.grant_sha256,
+                "customer_id": grant.customer,
+                "token": grant.token,
+                "once_id": grant.once_id,
+                "subject": grant.subject,
+                "order_id": grant.order,
+                "amount_minor": grant.amount.minor_units,
+                "currency": grant.amount.currency,
+                "purpose": int(grant.purpose),
+                "processor": grant.processor,
+                "state": grant.state.value,
+                "issued_at": grant.issued_at,
+                "expires_at": grant.expires_at,
+                "issued_by": grant.issued_by,
+            },
+        )
+        for grant in ordered
+    ]
+    return frozenset(row.grant_sha256 for row in link.batch_rows(_insert_grants(link.engine), values))
+
+
+def revoke_for_subjects(link: Link, subjects: Sequence[tuple[TenantId, str, OrderId]], now: datetime) -> int:
+    """Revoke open grants by what they are for."""
+    return len(_revoked(link, _SUBJECT, subjects, now))
+
+
+def revoke(link: Link, wanted: Sequence[tuple[TenantId, bytes]], now: datetime) -> frozenset[bytes]:
+    """Revoke open grants by name."""
+    return _revoked(link, _GRANT, wanted, now)
+
+
+def revoke_for_tokens(link: Link, wanted: Sequence[tuple[TenantId, str]], now: datetime) -> int:
+    """Revoke all open grants for stored cards."""
+    return len(_revoked(link, (grants.c.tenant_id, grants.c.subject), wanted, now))
+
+
+def _revoked(
+    link: Link, columns: tuple[Column[Any], ...], wanted: Sequence[tuple[Any, ...]], now: datetime | None
+) -> frozenset[bytes]:
+    distinct = list(dict.fromkeys(wanted))
+    if link.locks_rows and len(distinct) > 1:
+        link.batch_rows(_lock_grants(link.engine, columns), distinct)
+    return frozenset(row.grant_sha256 for row in link.batch_rows(_revoke(link.engine, columns), distinct, now=now))
+
+
+def claim(link: Link, claims: Sequence[Claim], now: datetime) -> frozenset[bytes]:
+    """Use up grants whose target is still what was unwrapped; the database decides, row by row."""
+    # Two grants for one one-time token in one call: its key can be spent once, so only the first may win.
+    by_target: dict[Any, Claim] = {}
+    for each in sorted(claims, key=lambda claim: (claim.tenant, claim.grant_sha256)):
+        by_target.setdefault((each.tenant, each.once_id or each.grant_sha256), each)
+    ordered = list(by_target.values())
+    once = sorted({(each.tenant, each.once_id) for each in ordered if each.once_id is not None})
+    if link.locks_rows:
+        stored = sorted({(each.tenant, each.token) for each in ordered if each.token is not None})
+        # Locked before they are looked at: an erasure that was answered before this commits has then been seen.
+        link.batch_rows(lock_cards(link.engine, share=True), stored)
+        link.batch_rows(_lock_grants(link.engine, _GRANT), [(each.tenant, each.grant_sha256) for each in ordered])
+        link.batch_rows(_lock_once(link.engine), once)
+    rows = [(each.tenant, each.grant_sha256, each.token, each.once_id, each.record_version) for each in ordered]
+    won = link.batch_rows(_claim(link.engine), rows, now=now)
+    spent = [(row.tenant_id, row.once_id) for row in won if row.once_id is not None]
+    if len(link.batch_rows(_destroy_once(link.engine), sorted(spent))) != len(spent):
+        raise AssertionError("a claimed one-time token had no key to destroy")
+    return frozenset(row.grant_sha256 for row in won)
+
+
+def insert_once(link: Link, keys: Sequence[OnceKey]) -> None:
+    """Keep wrapped keys of one-time tokens."""
+    values = [
+        row_of(
+            once_keys,
+            {
+                "tenant_id": key.tenant,
+                "once_id": key.once_id,
+                "order_id": key.order,
+                "state": OPEN,
+                "wrapped_key": key.key.wrapped,
+                "kek_version": key.key.kek_version,
+                "created_at": key.created_at,
+                "expires_at": key.expires_at,
+            },
+        )
+        for key in sorted(keys, key=lambda key: (key.tenant, key.once_id))
+    ]
+    link.batch_count(_insert_once(link.engine), values)
+
+
+def void_once(link: Link, ids: Sequence[tuple[TenantId, OnceId]]) -> frozenset[OnceId]:
+    """Destroy keys and revoke the open grants that lead to them."""
+    ordered = sorted(set(ids))
+    # Grants first, as a claim does. A grant for a key that is gone already could not be redeemed anyway.
+    _revoked(link, _GRANT_OF_ONCE, ordered, None)
+    if link.locks_rows:
+        link.batch_rows(_lock_once(link.engine), ordered)
+    return frozenset(OnceId(row.once_id) for row in link.batch_rows(_destroy_once(link.engine), ordered))
+
+
+def expire_once(link: Link, *, now: datetime, limit: int) -> tuple[int, int]:
+    """Destroy overdue keys and forget old rows; how many of each."""
+    destroyed = link.count(_EXPIRE, {"now": now, "most": limit})
+    forgotten = link.count(_FORGET, {"now": now - FORGET_AFTER, "most": limit})
+    return destroyed, forgotten
