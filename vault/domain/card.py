@@ -94,10 +94,12 @@ class HolderName(Secret):
     def parse(cls, text: str, *, field: str = "card.holder_name") -> HolderName:
         """Fold white space; refuse control characters, card numbers and what looks like a security code."""
         name = " ".join(unicodedata.normalize("NFC", text).split())
-        if len(name) > MAX_NAME_CHARACTERS or len(name.encode()) > MAX_NAME_BYTES:
+        if len(name) > MAX_NAME_CHARACTERS:
             raise InvalidField(field, f"must be at most {MAX_NAME_CHARACTERS} characters")
         if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") for c in name):
             raise InvalidField(field, "must not contain control characters")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise InvalidField(field, f"must be at most {MAX_NAME_CHARACTERS} characters")
         # NFKC turns digits of other scripts' forms into ASCII, so that they cannot carry a number past this check.
         plain = "".join(str(unicodedata.digit(c, c)) for c in unicodedata.normalize("NFKC", name))
         if contains_pan(plain):
