@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,7 +16,8 @@ from vault.domain.caller import Identity, Role
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ProcessorName, TenantId
 
-SERVICES = ("checkout", "account", "processor")
+ServiceName = Literal["checkout", "account", "processor"]
+SERVICES: tuple[ServiceName, ...] = ("checkout", "account", "processor")
 INTAKE_SERVICES = frozenset({"checkout"})
 RELEASE_SERVICES = frozenset({"processor"})
 
@@ -55,7 +56,7 @@ class ServerSection(_Section):
     """Where and as whom this process serves."""
 
     listen: str = "127.0.0.1:7443"
-    services: tuple[Literal["checkout", "account", "processor"], ...] = SERVICES
+    services: tuple[ServiceName, ...] = SERVICES
     certificate: Path
     private_key: Path
     client_ca: Path
@@ -150,6 +151,20 @@ class Settings(_Section):
     database: DatabaseSection
     vault: VaultSection
     identities: tuple[IdentitySection, ...]
+
+    def database_url(self) -> str:
+        """The URL with the password from its file. Never print it. Raises `OSError`."""
+        if self.database.password_file is None:
+            return self.database.url
+        password = self.database.password_file.read_text(encoding="utf-8").strip()
+        url = urlsplit(self.database.url)
+        user, _, host = url.netloc.rpartition("@")
+        return urlunsplit(url._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
+
+    def sqlite_file(self) -> Path | None:
+        """The file of a SQLite database."""
+        prefix = "sqlite:///"
+        return Path(self.database.url.removeprefix(prefix)) if self.database.url.startswith(prefix) else None
 
     def identities_by_uri(self) -> Mapping[str, Identity]:
         """Identities by the URI of their certificates."""

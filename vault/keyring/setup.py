@@ -74,7 +74,7 @@ def configure(
     token_max_ttl: timedelta = DEFAULT_TOKEN_MAX_TTL,
 ) -> Mapping[LoginName, str]:
     """Bring Vault to where the server can use it; returns the role id of each login. Raises `SetupRefused`."""
-    policies = {name: _policy(policies_dir, name, mount=mount) for name in LoginName}
+    policies = {name: policy_text(policies_dir, name, mount=mount) for name in LoginName}
     try:
         _enable_engine(client, mount)
         _make_keys(client, mount)
@@ -138,7 +138,8 @@ def write_login_files(directory: Path, *, role_id: str, secret_id: str) -> Login
     return files
 
 
-def _policy(policies_dir: Path, name: LoginName, *, mount: str) -> str:
+def policy_text(policies_dir: Path, name: LoginName, *, mount: str) -> str:
+    """A login's policy, for the mount that it is to speak of."""
     text = (policies_dir / f"{name}.hcl").read_text(encoding="utf-8")
     return text.replace('path "transit/', f'path "{mount}/')
 

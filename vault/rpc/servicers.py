@@ -31,7 +31,7 @@ R = TypeVar("R")
 class RunRead(Protocol):
     """Runs a query on a worker thread."""
 
-    def __call__(self, query: Callable[[Q], R], argument: Q) -> Awaitable[R]:
+    def __call__(self, query: Callable[[Q], R], argument: Q, /) -> Awaitable[R]:
         """The query's result."""
 
 

@@ -1,0 +1,343 @@
+"""Puts the parts together: the only file that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, LoginSection, Settings
+from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
+from vault.keyring.login import AppRoleLogin, TokenFileLogin, VaultAddress
+from vault.keyring.session import VaultSession
+from vault.keyring.transit import IntakeTransit, ReleaseTransit
+from vault.readiness import Readiness
+from vault.rpc.access import SERVICES
+from vault.rpc.coalescer import Coalescer
+from vault.rpc.door import Door, Limits
+from vault.rpc.identity import Identities
+from vault.rpc.server import Check, Server, TlsFiles
+from vault.rpc.servicers import AccountServicer, CheckoutServicer, ProcessorServicer, RunRead
+from vault.store import sqlite
+from vault.store.columns import Engine
+from vault.store.engine import Limits as StoreLimits
+from vault.store.sql_store import SqlStore
+from vault.system import SystemClock, SystemEntropy
+from vault.telemetry import where
+from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, UpdateCard
+from vault.usecases.batch import World
+from vault.usecases.detokenize import Detokenize
+from vault.usecases.grants import IssueGrant, RevokeGrant
+from vault.usecases.maintenance import ExpireOnceKeys
+from vault.usecases.refusals import RecordRefusals
+from vault.usecases.tokenize import Tokenize
+
+_log = structlog.get_logger()
+
+MAX_BATCH = 200
+SWEEP_EVERY = timedelta(seconds=15)
+_ENVIRONMENT = "environment"
+
+C = TypeVar("C")
+R = TypeVar("R")
+Q = TypeVar("Q")
+
+
+class StartRefused(Exception):
+    """The server must not start like this; `problems` lists why."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+def open_store(settings: Settings) -> SqlStore:
+    """The database that the settings name. Raises `DatabaseRefused`."""
+    return SqlStore(settings.database_url(), limits=StoreLimits(pool_size=settings.database.pool_size))
+
+
+def open_vault(settings: Settings, login: LoginSection, *, connections: int) -> VaultSession:
+    """One login to Vault."""
+    vault = settings.vault
+    if login.token_file is not None:
+        way: AppRoleLogin | TokenFileLogin = TokenFileLogin(path=login.token_file)
+    else:
+        assert login.role_id_file is not None, "the settings were checked"
+        assert login.secret_id_file is not None, "the settings were checked"
+        way = AppRoleLogin(
+            role_id_file=login.role_id_file, secret_id_file=login.secret_id_file, mount=login.approle_mount
+        )
+    address = VaultAddress(
+        address=vault.address,
+        ca_file=vault.ca_file,
+        mount=vault.mount,
+        timeout=timedelta(seconds=vault.timeout_seconds),
+    )
+    return VaultSession(address=address, login=way, connections=connections)
+
+
+class App:
+    """One server process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`."""
+        self._settings = settings
+        self._served = frozenset(settings.server.services)
+        self._store = open_store(settings)
+        self._world = World(
+            environment=settings.environment, store=self._store, clock=SystemClock(), entropy=SystemEntropy()
+        )
+        self._coalescers: list[Coalescer[Any, Any]] = []
+        # A stuck Vault may hold every thread that calls it, so what needs no Vault has threads of its own.
+        self._vault_threads = ThreadPoolExecutor(settings.server.threads, "vault")
+        self._store_threads = ThreadPoolExecutor(settings.server.threads, "store")
+        self._check_threads = ThreadPoolExecutor(2, "check")
+        self._sessions: list[VaultSession] = []
+        self._intake = self._open_intake()
+        self._release = self._open_release()
+        self._readiness = Readiness(world=self._world)
+        self._sweep: asyncio.Task[None] | None = None
+        self._lock: int | None = None
+        self._server = self._build_server()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._server.port
+
+    def preflight(self) -> None:
+        """Refuse to start weak. Raises `StartRefused` with every problem."""
+        problems: list[str] = []
+        try:
+            self._lock_sqlite()
+            problems += [f"database: {problem}" for problem in self._store.weaknesses()]
+            if not problems:
+                problems += self._environment_problems()
+        except StoreUnavailable as e:
+            problems.append(f"database: {e.reason}")
+        except StartRefused as e:
+            problems += e.problems
+        for keys in (self._intake, self._release):
+            if keys is None:
+                continue
+            # Vault may be sealed or away now; readiness asks again until it has answered once.
+            with contextlib.suppress(KeyRingUnavailable):
+                problems += [f"vault: {problem}" for problem in keys.inspect_keys()]
+        if problems:
+            raise StartRefused(list(dict.fromkeys(problems)))
+
+    async def start(self) -> None:
+        """Serve."""
+        await self._server.start()
+        if self._served & INTAKE_SERVICES:
+            self._sweep = asyncio.get_running_loop().create_task(self._keep_sweeping())
+
+    async def stop(self) -> None:
+        """Drain and end; effects under way are carried out."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        await self._server.stop(timedelta(seconds=self._settings.server.drain_seconds))
+        for coalescer in self._coalescers:
+            await coalescer.drained()
+        self.close()
+
+    def close(self) -> None:
+        """Give everything back."""
+        for executor in (self._vault_threads, self._store_threads, self._check_threads):
+            executor.shutdown(wait=False, cancel_futures=True)
+        for keys in (self._intake, self._release):
+            if keys is not None:
+                keys.close()
+        for session in self._sessions:
+            session.close()
+        self._store.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _open_intake(self) -> IntakeTransit | None:
+        login = self._settings.vault.intake
+        if not self._served & INTAKE_SERVICES or login is None:
+            return None
+        session = open_vault(self._settings, login, connections=self._settings.server.threads)
+        self._sessions.append(session)
+        return IntakeTransit(session)
+
+    def _open_release(self) -> ReleaseTransit | None:
+        login = self._settings.vault.release
+        if not self._served & RELEASE_SERVICES or login is None:
+            return None
+        threads = self._settings.vault.unwrap_threads
+        session = open_vault(self._settings, login, connections=threads + 2)
+        self._sessions.append(session)
+        return ReleaseTransit(session, threads=threads)
+
+    def _coalesced(
+        self, use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]], *, calls_vault: bool
+    ) -> Coalescer[C, R]:
+        # SQLite has one writer: a second batch at the same time would only wait for it.
+        lanes = 1 if self._store.kind is Engine.SQLITE and not calls_vault else 2
+        coalescer = Coalescer(
+            use_case,
+            executor=self._vault_threads if calls_vault else self._store_threads,
+            lanes=lanes,
+            max_batch=MAX_BATCH,
+            max_waiting=self._settings.server.max_waiting,
+        )
+        self._coalescers.append(coalescer)
+        return coalescer
+
+    def _build_server(self) -> Server:
+        settings, world = self._settings, self._world
+        record = self._coalesced(RecordRefusals(world=world), calls_vault=False)
+        budget = settings.server.default_deadline_seconds
+        door = Door(
+            identities=Identities(settings.identities_by_uri()),
+            limits=Limits(default_deadline=timedelta(seconds=budget)),
+            entropy=world.entropy,
+            record_refusal=lambda call: record.submit(call, budget=budget),
+        )
+        return Server(
+            door=door,
+            servicers={name: servicer for name, servicer in self._servicers().items() if name in self._served},
+            tls=TlsFiles(
+                certificate=settings.server.certificate,
+                private_key=settings.server.private_key,
+                client_ca=settings.server.client_ca,
+            ),
+            address=settings.server.listen,
+            checks=self._checks(),
+            executor=self._check_threads,
+        )
+
+    def _servicers(self) -> dict[str, object]:
+        world = self._world
+        servicers: dict[str, object] = {
+            "account": AccountServicer(
+                clock=world.clock,
+                read=self._bounded_reads(),
+                list_cards=ListCards(world=world),
+                get_card=GetCard(world=world),
+                update_card=self._coalesced(UpdateCard(world=world), calls_vault=False),
+                set_default_card=self._coalesced(SetDefaultCard(world=world), calls_vault=False),
+                erase=self._coalesced(Erase(world=world), calls_vault=False),
+            )
+        }
+        if self._intake is not None:
+            servicers["checkout"] = CheckoutServicer(
+                clock=world.clock,
+                tokenize=self._coalesced(Tokenize(world=world, keys=self._intake), calls_vault=True),
+                issue_grant=self._coalesced(
+                    IssueGrant(world=world, processors=self._settings.processors()), calls_vault=False
+                ),
+                revoke_grant=self._coalesced(RevokeGrant(world=world), calls_vault=False),
+            )
+        if self._release is not None:
+            servicers["processor"] = ProcessorServicer(
+                detokenize=self._coalesced(Detokenize(world=world, keys=self._release), calls_vault=True)
+            )
+        return servicers
+
+    def _bounded_reads(self) -> RunRead:
+        """Run queries on worker threads, and refuse when too many wait for one."""
+        waiting = 0
+
+        async def read(query: Callable[[Q], R], argument: Q, /) -> R:
+            nonlocal waiting
+            if waiting >= self._settings.server.max_waiting:
+                raise Exhausted("reads_waiting")
+            waiting += 1
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._store_threads, query, argument)
+            finally:
+                waiting -= 1
+
+        return read
+
+    def _checks(self) -> list[Check]:
+        everyone = frozenset(SERVICES)
+        checks = [Check(name="database", services=everyone, probe=self._readiness.store)]
+        intake, release = self._intake, self._release
+        if intake is not None:
+            checks.append(
+                Check(
+                    name="vault-intake",
+                    services=INTAKE_SERVICES,
+                    probe=_checked_once(intake.inspect_keys, lambda: self._readiness.intake(intake)),
+                )
+            )
+        if release is not None:
+            checks.append(
+                Check(
+                    name="vault-release",
+                    services=RELEASE_SERVICES,
+                    probe=_checked_once(release.inspect_keys, lambda: self._readiness.release(release)),
+                )
+            )
+        return checks
+
+    async def _keep_sweeping(self) -> None:
+        expire = ExpireOnceKeys(world=self._world, actor=f"cardvault:{self._settings.environment}")
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._store_threads, expire)
+            except StoreUnavailable as e:
+                _log.warning("sweep.failed", reason=e.reason)
+            except Exception as e:  # noqa: BLE001 - the sweep must go on; the next one tries again
+                _log.error("sweep.failed", where=where(e))
+            await asyncio.sleep(SWEEP_EVERY.total_seconds())
+
+    # --- preflight --------------------------------------------------------------------------------------------------
+
+    def _environment_problems(self) -> list[str]:
+        """A database belongs to one environment for ever (PCI DSS 6.5.3)."""
+        with self._store.reading() as tx:
+            label = tx.setting(_ENVIRONMENT)
+        if label is None:
+            with self._store.writing() as tx:
+                tx.put_setting(_ENVIRONMENT, self._settings.environment)
+            return []
+        if label != self._settings.environment:
+            return [f"environment: this database belongs to '{label}', not '{self._settings.environment}'"]
+        return []
+
+    def _lock_sqlite(self) -> None:
+        """One server for one SQLite file; operator commands may work beside it."""
+        if self._store.kind is not Engine.SQLITE:
+            return
+        path = sqlite.path_from(self._settings.database.url)
+        lock = os.open(Path(f"{path}.server-lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise StartRefused([f"database: another server already uses {path}"]) from None
+        self._lock = lock
+
+
+def _checked_once(inspect: Callable[[], Sequence[str]], probe: Callable[[], None]) -> Callable[[], None]:
+    """A probe that first makes sure, once, that the keys in Vault have the right flags (PCI DSS 3.6.1)."""
+    inspected = False
+
+    def checked() -> None:
+        nonlocal inspected
+        if not inspected:
+            problems = inspect()
+            for problem in problems:
+                _log.error("vault.key_flags", problem=problem)
+            if problems:
+                raise KeyRingUnavailable("key_flags")
+            inspected = True
+        probe()
+
+    return checked

@@ -1,0 +1,54 @@
+"""`cardvault dev`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from vault.cli.serve import EXIT_REFUSED, serve
+from vault.config import load
+from vault.domain.caller import Role
+
+
+def run(state: Path) -> int:
+    """Prepare the stack, then serve until a signal."""
+    from vault.embedded.process import OpenBaoFailed
+    from vault.embedded.stack import PROCESSOR, TENANT, Stack, prepare
+
+    typer.echo(f"Preparing a stack in {state}/ …")
+    try:
+        stack = prepare(state)
+    except OpenBaoFailed as e:
+        typer.echo(f"cardvault dev: {e}", err=True)
+        return EXIT_REFUSED
+
+    def announce(port: int) -> None:
+        typer.echo(_how_to_connect(stack, port))
+
+    def _how_to_connect(stack: Stack, port: int) -> str:
+        files = stack.clients
+        lines = [
+            "",
+            f"cardvault is up at localhost:{port} (gRPC over mutual TLS, TLS 1.3).",
+            "",
+            f"  server's CA          {files[Role.CHECKOUT].ca_file}",
+        ]
+        lines += [f"  {role.label:<10} client    {files[role].cert_file}  {files[role].key_file}" for role in Role]
+        lines += [
+            "",
+            f"  tenant               {TENANT}",
+            f"  processor            {PROCESSOR}",
+            f"  database             {stack.database}",
+            f"  OpenBao              {stack.openbao.address.address}",
+            f"  configuration        {stack.config}",
+            "",
+            "State is kept; remove the folder to begin anew. Not for production: keys and data share one folder.",
+            "Ctrl-C stops it.",
+        ]
+        return "\n".join(lines)
+
+    try:
+        return serve(load(stack.config), announce=announce)
+    finally:
+        stack.close()

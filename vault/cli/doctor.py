@@ -1,0 +1,127 @@
+"""`cardvault doctor`: looks at a deployment and says what is not as it should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import typer
+
+from vault import hardening
+from vault.config import ConfigProblems, Settings, load
+from vault.domain.errors import CardVaultError
+
+EXIT_WELL, EXIT_WARNINGS, EXIT_UNFIT = 0, 1, 2
+_CERTIFICATE_WARNING = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    area: str
+    level: str
+    """`ok`, `warning` or `problem`."""
+    text: str
+
+
+def run(config: Path, *, as_json: bool) -> int:
+    """Look at everything that can be looked at without changing anything."""
+    try:
+        settings = load(config)
+    except ConfigProblems as e:
+        findings = [Finding("configuration", "problem", problem) for problem in e.problems]
+    else:
+        findings = [Finding("configuration", "ok", str(config))]
+        for look in (_certificates, _database, _vault, _machine):
+            findings += look(settings)
+    worst = {finding.level for finding in findings}
+    if as_json:
+        typer.echo(json.dumps([{"area": f.area, "level": f.level, "text": f.text} for f in findings], indent=2))
+    else:
+        _print(findings)
+    return EXIT_UNFIT if "problem" in worst else EXIT_WARNINGS if "warning" in worst else EXIT_WELL
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    marks = {"ok": "✓", "warning": "!", "problem": "✗"}
+    width = max(len(finding.area) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{marks[finding.level]} {finding.area:<{width}}  {finding.text}")
+
+
+def _certificates(settings: Settings) -> list[Finding]:
+    from cryptography import x509
+
+    findings = []
+    now = datetime.now(UTC)
+    for path in (settings.server.certificate, settings.server.client_ca, settings.vault.ca_file):
+        try:
+            certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        except ValueError:
+            findings.append(Finding("certificates", "problem", f"{path}: is no PEM certificate"))
+            continue
+        ends = min(certificate.not_valid_after_utc for certificate in certificates)
+        level = "problem" if ends <= now else "warning" if ends - now < _CERTIFICATE_WARNING else "ok"
+        findings.append(Finding("certificates", level, f"{path.name}: valid until {ends:%Y-%m-%d %H:%M} UTC"))
+    return findings
+
+
+def _asked(area: str, ask: Callable[[], Sequence[str]], well: str) -> list[Finding]:
+    try:
+        problems = ask()
+    except CardVaultError as e:
+        return [Finding(area, "problem", e.reason)]
+    return [Finding(area, "problem", problem) for problem in problems] or [Finding(area, "ok", well)]
+
+
+def _database(settings: Settings) -> list[Finding]:
+    from vault.app import open_store
+    from vault.store import DatabaseRefused
+
+    try:
+        store = open_store(settings)
+    except DatabaseRefused as e:
+        return [Finding("database", "problem", str(e))]
+    try:
+        found = _asked("database", store.weaknesses, f"{store.kind}: settings and schema as they should be")
+        if all(finding.level == "ok" for finding in found):
+
+            def label() -> Sequence[str]:
+                with store.reading() as tx:
+                    known = tx.setting("environment")
+                return [] if known in (None, settings.environment) else [f"belongs to environment '{known}'"]
+
+            found += _asked("database", label, f"environment {settings.environment}")
+        return found
+    finally:
+        store.close()
+
+
+def _vault(settings: Settings) -> list[Finding]:
+    from vault.app import open_vault
+    from vault.keyring.transit import IntakeTransit, ReleaseTransit
+
+    findings = []
+    for name, login, kind in (
+        ("vault intake", settings.vault.intake, IntakeTransit),
+        ("vault release", settings.vault.release, ReleaseTransit),
+    ):
+        if login is None:
+            continue
+        session = open_vault(settings, login, connections=2)
+        keys = kind(session)
+        try:
+            findings += _asked(name, keys.inspect_keys, "logs in; keys have the right kind and flags")
+        finally:
+            keys.close()
+            session.close()
+    return findings
+
+
+def _machine(_: Settings) -> list[Finding]:
+    warnings = [Finding("machine", "warning", text) for text in hardening.swap_warnings()]
+    return warnings or [Finding("machine", "ok", "no swap")]

@@ -1,0 +1,100 @@
+"""`cardvault serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import typer
+
+from vault.config import ConfigProblems, Settings, load
+from vault.hardening import harden
+
+if TYPE_CHECKING:
+    from vault.app import App
+
+EXIT_OK = 0
+EXIT_REFUSED = 2
+
+
+def check(config: Path) -> int:
+    """List every problem of a configuration file."""
+    try:
+        load(config)
+    except ConfigProblems as e:
+        return _refuse(e.problems)
+    typer.echo(f"{config}: no problems found")
+    return EXIT_OK
+
+
+def run(config: Path) -> int:
+    """Serve one configuration file until a signal."""
+    try:
+        settings = load(config)
+    except ConfigProblems as e:
+        return _refuse(e.problems)
+    return serve(settings, announce=lambda port: typer.echo(f"cardvault is listening on port {port}"))
+
+
+def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
+    """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered."""
+    from vault.app import App, StartRefused
+    from vault.rpc.access import PolicyGap
+    from vault.telemetry import configure_logs
+
+    harden()
+    configure_logs(level=settings.log_level)
+
+    async def main() -> int:
+        # gRPC binds its server to the running loop, so everything is built inside it.
+        try:
+            app = App(settings)
+        except PolicyGap as e:
+            return _refuse(e.gaps)
+        except (OSError, RuntimeError) as e:
+            return _refuse([f"server: cannot start ({e.strerror if isinstance(e, OSError) else 'cannot listen'})"])
+        try:
+            app.preflight()
+        except StartRefused as e:
+            app.close()
+            return _refuse(e.problems)
+        await _until_signal(app, settings, announce)
+        return EXIT_OK
+
+    return _run(main())
+
+
+async def _until_signal(app: App, settings: Settings, announce: Callable[[int], None]) -> None:
+    log = structlog.get_logger()
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await app.start()
+    log.info("server.started", address=settings.server.listen, services=list(settings.server.services))
+    announce(app.port)
+    await asked.wait()
+    log.info("server.stopping")
+    await app.stop()
+    log.info("server.stopped")
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop where there is one: an empty call costs a fifth less."""
+    if sys.platform == "win32":
+        return asyncio.run(main)
+    import uvloop
+
+    return int(uvloop.run(main))
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    typer.echo("cardvault refuses to start:", err=True)
+    for problem in problems:
+        typer.echo(f"  - {problem}", err=True)
+    return EXIT_REFUSED

@@ -1,0 +1,52 @@
+"""`cardvault vault setup`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import typer
+
+
+def run(*, address: str, ca_file: Path, admin_token_file: Path, out: Path, mount: str, dry_run: bool) -> int:
+    """Bring a Vault to where the server can use it. Exit 0: done, or nothing to do; 2: refused."""
+    from vault.embedded.files import policies_dir
+    from vault.keyring.admin import Administrator
+    from vault.keyring.login import VaultAddress
+    from vault.keyring.setup import (
+        LoginName,
+        SetupRefused,
+        configure,
+        issue_secret_id,
+        login_files,
+        write_login_files,
+    )
+    from vault.keyring.setup_plan import plan
+
+    try:
+        token = admin_token_file.read_text(encoding="utf-8").strip()
+        place = VaultAddress(address=address, ca_file=ca_file, mount=mount)
+    except (OSError, ValueError) as e:
+        typer.echo(f"cardvault vault setup: {e.strerror if isinstance(e, OSError) else e}", err=True)
+        return 2
+    with closing(Administrator(place, token=token)) as admin:
+        try:
+            changes = plan(admin.client, mount=mount, policies_dir=policies_dir())
+            missing = [name for name in LoginName if not login_files(out / name).exist()]
+            changes += [f"issue credentials for {name} into {out / name}/" for name in missing]
+            for change in changes:
+                typer.echo(f"{'would ' if dry_run else ''}{change}")
+            if not changes:
+                typer.echo("nothing to do")
+            if dry_run or not changes:
+                return 0
+            role_ids = configure(admin.client, mount=mount, policies_dir=policies_dir())
+            for name in missing:
+                secret_id = issue_secret_id(admin.client, name.role)
+                write_login_files(out / name, role_id=role_ids[name], secret_id=secret_id)
+        except SetupRefused as e:
+            for problem in e.problems:
+                typer.echo(f"  - {problem}", err=True)
+            return 2
+    typer.echo("done; give each process only the login that it needs")
+    return 0
