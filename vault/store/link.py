@@ -41,7 +41,7 @@ class Link:
         return self._run(lambda: self._connection.execute(statement, parameters or {}).all())
 
     def count(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
-        """How many rows a statement changed."""
+        """How many rows an UPDATE or DELETE changed."""
         return self._run(lambda: self._connection.execute(statement, parameters or {}).rowcount)
 
     def batch_rows(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Row[Any]]:
@@ -49,7 +49,7 @@ class Link:
         return self.rows(batch.statement, {**batch.given.params(rows), **more}) if rows else ()
 
     def batch_count(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> int:
-        """How many rows a statement changed for the rows given."""
+        """How many rows an UPDATE or DELETE changed for the rows given; of an INSERT it says nothing."""
         return self.count(batch.statement, {**batch.given.params(rows), **more}) if rows else 0
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ OLDEST_VERSION = (3, 51, 3)
 BEGIN_WRITING = "BEGIN IMMEDIATE"
 BEGIN_READING = "BEGIN"
 
+_BUSY = 5
+_PAUSE = 0.02
+
 _PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA fullfsync=ON",
     "PRAGMA secure_delete=ON",
@@ -71,6 +74,7 @@ def connect(path: Path, *, lock_timeout: timedelta, read_only: bool, create: boo
         cached_statements=256,
     )
     try:
+        _enter_wal(connection, lock_timeout)
         for pragma in _PRAGMAS:
             connection.execute(pragma).close()
         if read_only:
@@ -79,6 +83,20 @@ def connect(path: Path, *, lock_timeout: timedelta, read_only: bool, create: boo
         connection.close()
         raise
     return connection
+
+
+def _enter_wal(connection: Any, lock_timeout: timedelta) -> None:
+    """Make it a WAL database, for good. The busy timeout does not cover this, so two starters at once try again."""
+    give_up = time.monotonic() + lock_timeout.total_seconds()
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except driver().OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != _BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def weaknesses(connection: Connection, path: Path) -> list[str]:

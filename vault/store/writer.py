@@ -81,7 +81,8 @@ class SqlWriter(SqlReader):
             )
             for event in sorted(events, key=lambda event: (event.tenant, event.grant_sha256 or b"", event.event_id))
         ]
-        self._event_recorded |= self._link.batch_count(_append_events(self._link.engine), values) > 0
+        self._link.batch_count(_append_events(self._link.engine), values)
+        self._event_recorded |= bool(values)
 
     def claim_idempotency(self, records: Sequence[IdempotencyRecord], *, now: datetime) -> frozenset[IdempotencyId]:
         """Insert those whose key is free (absent, or expired by `now`)."""

@@ -1,0 +1,268 @@
+"""Stored cards: inserted once for each fingerprint, sealed anew, listed, changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.contract.store.make import card, event, listed, ref, sealed_again, sealed_key, stored, writing
+from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT, consent
+from vault.domain.card import CardState, Expiry
+from vault.domain.errors import StoreUnavailable
+from vault.domain.ids import CustomerId, Token
+from vault.ports import CardRef, Fingerprint, KnownCard, PageCursor, SealedCard
+from vault.store import SqlStore
+
+SOMEONE_ELSE = CustomerId("customer-2")
+
+
+def test_a_stored_card_is_read_back_as_it_was_stored(store: SqlStore) -> None:
+    new = card(state=CardState.PENDING, last4="0042")
+    stored(store, new)
+
+    with store.reading() as tx:
+        found = tx.cards([ref(new)])[ref(new)]
+
+    assert (found.tenant, found.customer, found.token) == (new.tenant, new.customer, new.token)
+    assert (found.brand, found.last4, found.expiry) == (new.brand, new.last4, new.expiry)
+    assert (found.state, found.created_at, found.consent) == (new.state, new.stored_at, new.consent)
+    assert found.is_default
+
+
+def test_a_consent_without_an_end_is_read_back_without_one(store: SqlStore) -> None:
+    new = card(agreed=consent())
+    stored(store, new)
+
+    with store.reading() as tx:
+        found = tx.cards([ref(new)])[ref(new)]
+
+    assert found.consent.consent.agreed_until is None
+
+
+def test_microseconds_survive(store: SqlStore) -> None:
+    new = card(stored_at=NOW + timedelta(microseconds=123_457))
+    stored(store, new)
+
+    with store.reading() as tx:
+        found = tx.cards([ref(new)])[ref(new)]
+
+    assert found.created_at == new.stored_at
+    assert found.created_at.utcoffset() == timedelta(0)
+
+
+def test_two_hundred_cards_are_stored_at_once(store: SqlStore) -> None:
+    new = [card() for _ in range(200)]
+
+    stored(store, *new)
+
+    with store.reading() as tx:
+        assert len(tx.cards([ref(each) for each in new])) == 200
+        assert len(tx.list_cards(TENANT, CUSTOMER, after=None, limit=500)) == 200
+
+
+def test_an_empty_batch_asks_and_changes_nothing(store: SqlStore) -> None:
+    with store.writing() as tx:
+        assert tx.insert_new_cards([]) == frozenset()
+        assert tx.reseal_cards([]) == frozenset()
+        assert tx.cards([]) == {}
+        assert tx.known_cards([]) == {}
+
+
+def test_of_a_fingerprint_that_is_stored_already_nothing_is_stored(store: SqlStore) -> None:
+    first = card()
+    stored(store, first)
+    second = card(fingerprint=first.fingerprint.value)
+
+    with writing(store) as tx:
+        inserted = tx.insert_new_cards([second])
+
+    assert inserted == frozenset()
+    assert listed(store) == [first.token]
+
+
+def test_of_two_with_one_fingerprint_in_one_call_one_is_stored(store: SqlStore) -> None:
+    first = card()
+    second = card(fingerprint=first.fingerprint.value)
+    other = card()
+
+    with writing(store) as tx:
+        inserted = tx.insert_new_cards([first, second, other])
+
+    assert other.token in inserted
+    assert len(inserted & {first.token, second.token}) == 1
+    assert set(listed(store)) == inserted
+
+
+def test_the_same_fingerprint_in_another_tenant_is_another_card(store: SqlStore) -> None:
+    ours = card()
+    theirs = card(tenant=OTHER_TENANT, fingerprint=ours.fingerprint.value)
+
+    stored(store, ours)
+    stored(store, theirs)
+
+    assert listed(store) == [ours.token]
+    assert listed(store, tenant=OTHER_TENANT) == [theirs.token]
+
+
+def test_a_token_that_exists_is_refused_and_nothing_of_the_call_remains(store: SqlStore) -> None:
+    first, other = card(), card()
+    stored(store, first)
+
+    with pytest.raises(StoreUnavailable, match="database_error"), writing(store) as tx:
+        tx.insert_new_cards([other, card(token=first.token)])
+
+    assert listed(store) == [first.token]
+
+
+def test_known_cards_are_found_by_fingerprint_within_their_tenant_alone(store: SqlStore) -> None:
+    ours = card()
+    stored(store, ours)
+    unknown = Fingerprint(1, bytes(32))
+
+    with store.reading() as tx:
+        found = tx.known_cards([(TENANT, ours.fingerprint), (OTHER_TENANT, ours.fingerprint), (TENANT, unknown)])
+
+    assert found == {(TENANT, ours.fingerprint): KnownCard(ours.token, 1)}
+
+
+def test_a_card_sealed_anew_has_the_new_expiry_consent_and_state(store: SqlStore) -> None:
+    first = card(state=CardState.PENDING)
+    stored(store, first)
+    second = sealed_again(first)
+
+    with writing(store) as tx:
+        changed = tx.reseal_cards([second])
+
+    with store.reading() as tx:
+        found = tx.cards([ref(first)])[ref(first)]
+        known = tx.known_cards([(TENANT, first.fingerprint)])
+    assert changed == {first.token}
+    assert (found.expiry, found.state, found.consent) == (second.expiry, CardState.ACTIVE, second.consent)
+    assert found.created_at == first.stored_at
+    assert known[TENANT, first.fingerprint].record_version == 2
+
+
+def test_only_the_next_record_version_can_replace_a_card(store: SqlStore) -> None:
+    first = card()
+    stored(store, first)
+    late = replace(sealed_again(first), sealed=SealedCard(sealed_key(), b"late", 1))
+    early = replace(sealed_again(first), sealed=SealedCard(sealed_key(), b"early", 3))
+
+    with writing(store) as tx:
+        assert tx.reseal_cards([late]) == frozenset()
+        assert tx.reseal_cards([early]) == frozenset()
+
+    with store.reading() as tx:
+        assert tx.cards([ref(first)])[ref(first)].consent == first.consent
+
+
+@pytest.mark.parametrize("foreign", ["tenant", "customer", "token", "fingerprint"])
+def test_a_card_is_not_replaced_where_anything_of_it_differs(store: SqlStore, foreign: str) -> None:
+    first = card()
+    stored(store, first)
+    attempt = {
+        "tenant": replace(sealed_again(first), tenant=OTHER_TENANT),
+        "customer": replace(sealed_again(first), customer=SOMEONE_ELSE),
+        "token": replace(sealed_again(first), token=card().token),
+        "fingerprint": replace(sealed_again(first), fingerprint=Fingerprint(1, b"f" * 32)),
+    }[foreign]
+
+    with writing(store) as tx:
+        changed = tx.reseal_cards([attempt])
+
+    with store.reading() as tx:
+        assert tx.cards([ref(first)])[ref(first)].consent == first.consent
+    assert changed == frozenset()
+
+
+def test_pages_follow_each_other_from_the_oldest_without_gap_or_overlap(store: SqlStore) -> None:
+    cards = [card(stored_at=NOW + timedelta(microseconds=i // 2)) for i in range(7)]
+    stored(store, *cards)
+    expected = [each.token for each in sorted(cards, key=lambda each: (each.stored_at, each.token))]
+
+    seen, after = [], None
+    with store.reading() as tx:
+        while page := tx.list_cards(TENANT, CUSTOMER, after=after, limit=3):
+            seen += [each.token for each in page]
+            after = PageCursor(page[-1].created_at, page[-1].token)
+
+    assert seen == expected
+
+
+def test_cards_of_others_are_in_no_answer(store: SqlStore) -> None:
+    ours, neighbours, theirs = card(), card(customer=SOMEONE_ELSE), card(tenant=OTHER_TENANT)
+    stored(store, ours, neighbours, theirs)
+    wrong = [
+        CardRef(OTHER_TENANT, CUSTOMER, ours.token),
+        CardRef(TENANT, SOMEONE_ELSE, ours.token),
+        CardRef(TENANT, CUSTOMER, neighbours.token),
+        CardRef(TENANT, CUSTOMER, theirs.token),
+    ]
+
+    with writing(store) as tx:
+        assert tx.cards(wrong) == {}
+        assert not any(tx.update_expiry(each, Expiry(2040, 1)) for each in wrong)
+        assert not any(tx.set_default(each) for each in wrong)
+
+    assert listed(store) == [ours.token]
+
+
+def test_the_expiry_shown_can_be_changed(store: SqlStore) -> None:
+    new = card()
+    stored(store, new)
+
+    with writing(store) as tx:
+        changed = tx.update_expiry(ref(new), Expiry(2039, 12))
+
+    with store.reading() as tx:
+        assert tx.cards([ref(new)])[ref(new)].expiry == Expiry(2039, 12)
+    assert changed
+
+
+def _default(store: SqlStore, *, page_size: int = 100) -> list[Token]:
+    defaults, after = [], None
+    with store.reading() as tx:
+        while page := tx.list_cards(TENANT, CUSTOMER, after=after, limit=page_size):
+            defaults += [each.token for each in page if each.is_default]
+            after = PageCursor(page[-1].created_at, page[-1].token)
+    return defaults
+
+
+def test_the_oldest_card_is_the_default_until_another_is_made_it(store: SqlStore) -> None:
+    cards = [card(stored_at=NOW + timedelta(seconds=i)) for i in range(3)]
+    stored(store, *cards)
+    assert _default(store) == [cards[0].token]
+
+    with writing(store) as tx:
+        assert tx.set_default(ref(cards[2]))
+
+    assert _default(store) == [cards[2].token]
+
+
+def test_the_card_made_default_last_is_the_one_default_on_all_pages(store: SqlStore) -> None:
+    cards = [card(stored_at=NOW + timedelta(seconds=i)) for i in range(3)]
+    stored(store, *cards, card(customer=SOMEONE_ELSE))
+
+    with writing(store) as tx:
+        for each in (cards[2], cards[1], cards[2], cards[1]):
+            tx.set_default(ref(each))
+
+    with store.reading() as tx:
+        single = tx.cards([ref(each) for each in cards])
+    assert _default(store, page_size=1) == [cards[1].token]
+    assert [single[ref(each)].is_default for each in cards] == [False, True, False]
+
+
+def test_when_the_default_card_goes_the_one_before_it_is_default_again(store: SqlStore) -> None:
+    cards = [card(stored_at=NOW + timedelta(seconds=i)) for i in range(3)]
+    stored(store, *cards)
+    with writing(store) as tx:
+        tx.set_default(ref(cards[1]))
+        tx.set_default(ref(cards[2]))
+
+    with writing(store) as tx:
+        tx.erase_cards(TENANT, CUSTOMER, cards[2].token, event_id=event().event_id, now=NOW)
+
+    assert _default(store) == [cards[1].token]
