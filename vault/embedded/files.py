@@ -161,9 +161,11 @@ listener "tcp" {{
   max_request_json_strings = 1000
 }}
 
+# OpenBao records these options in its storage and will not start with others. So the path is relative, to the
+# state directory the server runs in, and the directory can be moved.
 audit "file" "embedded" {{
   options = {{
-    file_path = {_quoted(files.audit_log)}
+    file_path = "{files.audit_log.name}"
     mode      = "0600"
     log_raw   = "{str(log_raw).lower()}"
   }}

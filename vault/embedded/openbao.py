@@ -154,7 +154,7 @@ class OpenBao:
         ca = self._ca or DevelopmentCa.load_or_create(self.files.pki)
         tls = ca.issue_server("openbao")
         lock = DirectoryLock(self.files.lock)
-        descriptor = lock.take(timeout=3)
+        descriptor = lock.take(timeout=1)
         try:
             ports = pick_ports(self.files)
             config = write_config(self.files, storage=self._storage, ports=ports, tls=tls, log_raw=self._log_raw)

@@ -139,7 +139,7 @@ class VaultSession:
                 raise KeyRingUnavailable(Trouble.CLOSED)
             if self._held is not None and self._held is not instead_of:
                 return self._held
-            if self._failure is not None and self._failure.at >= asked_at:
+            if self._failure is not None and self._failure.at > asked_at:
                 raise KeyRingUnavailable(self._failure.reason)
             if instead_of is not None and asked_at < min(instead_of.since + _FRESH, instead_of.ends_at):
                 raise KeyRingUnavailable(Trouble.FORBIDDEN)
