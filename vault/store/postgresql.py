@@ -72,8 +72,8 @@ def forget_warning(connection: Connection) -> None:
 def committed_with_warning(connection: Connection) -> bool:
     """Whether the last COMMIT came back with a warning.
 
-    A server whose wait for its synchronous standby is cut short, by statement_timeout or an administrator, answers
-    COMMIT with success and a warning: the transaction is on this server only and may not survive a fail-over.
+    A server whose wait for its synchronous standby is cut short, as by `pg_cancel_backend`, answers COMMIT with
+    success and a warning: the transaction is on this server only and may not survive a fail-over.
     """
     return bool(connection.info.pop(_WARNED, False))
 
