@@ -22,7 +22,7 @@ test: .venv/.installed ## the whole suite, on real OpenBao, SQLite and PostgreSQ
 check: .venv/.installed ## lint, format, types, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vault tests
+	$(BIN)/mypy vault tests tools
 	$(BIN)/python tools/generate.py --check
 
 generate: .venv/.installed ## vault/v1 from protos/

