@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import os
 import sys
 import tempfile
 from importlib import resources
@@ -19,6 +20,8 @@ def generate(into: Path) -> None:
     """Run protoc with its Python, typing and gRPC plug-ins."""
     well_known = resources.files("grpc_tools") / "_proto"
     sources = sorted(str(p) for p in PROTOS.rglob("*.proto"))
+    # The plug-ins are commands beside this interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     outputs = [f"--{kind}_out={into}" for kind in ("python", "mypy", "grpc_python", "mypy_grpc")]
     arguments = ["protoc", f"--proto_path={PROTOS}", f"--proto_path={well_known}", *outputs, *sources]
     if protoc.main(arguments) != 0:

@@ -28,13 +28,15 @@ from vault.v1 import access_pb2 as vault_dot_v1_dot_access__pb2
 from vault.v1 import cards_pb2 as vault_dot_v1_dot_cards__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vault/v1/checkout.proto\x12\x08vault.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15vault/v1/access.proto\x1a\x14vault/v1/cards.proto\"\x98\x01\n\x0fTokenizeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12!\n\x04\x63\x61rd\x18\x03 \x01(\x0b\x32\x13.vault.v1.CardInput\x12\"\n\x07\x63onsent\x18\x04 \x01(\x0b\x32\x11.vault.v1.Consent\x12\x10\n\x08order_id\x18\x05 \x01(\t\"\x87\x01\n\x10TokenizeResponse\x12\x1c\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x0e.vault.v1.Card\x12\x16\n\x0eone_time_token\x18\x02 \x01(\t\x12=\n\x19one_time_token_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x14\x42\x61tchTokenizeRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.vault.v1.BatchTokenizeItem\"\x88\x01\n\x11\x42\x61tchTokenizeItem\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12!\n\x04\x63\x61rd\x18\x03 \x01(\x0b\x32\x13.vault.v1.CardInput\x12\"\n\x07\x63onsent\x18\x04 \x01(\x0b\x32\x11.vault.v1.Consent\"G\n\x15\x42\x61tchTokenizeResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.vault.v1.BatchTokenizeResult\"s\n\x13\x42\x61tchTokenizeResult\x12\x1e\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x0e.vault.v1.CardH\x00\x12\x31\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1e.vault.v1.BatchTokenizeFailureH\x00\x42\t\n\x07outcome\"D\n\x14\x42\x61tchTokenizeFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa1\x02\n\x11IssueGrantRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x32\n\x0bstored_card\x18\x02 \x01(\x0b\x32\x1b.vault.v1.StoredCardSubjectH\x00\x12\x1d\n\x0eone_time_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12\x1f\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x0f.vault.v1.Money\x12\"\n\x07purpose\x18\x06 \x01(\x0e\x32\x11.vault.v1.CardUse\x12\x11\n\tprocessor\x18\x07 \x01(\t\x12+\n\x08lifetime\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07subject\"7\n\x11StoredCardSubject\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"X\n\x12IssueGrantResponse\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x12RevokeGrantRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x15\n\x13RevokeGrantResponse2\xa2\x03\n\x0f\x43heckoutService\x12Z\n\x08Tokenize\x12\x19.vault.v1.TokenizeRequest\x1a\x1a.vault.v1.TokenizeResponse\"\x17\xaa\xed\x18\x13\n\x01\x01\x12\x0e\x63\x61rd.tokenized\x12o\n\rBatchTokenize\x12\x1e.vault.v1.BatchTokenizeRequest\x1a\x1f.vault.v1.BatchTokenizeResponse\"\x1d\xaa\xed\x18\x19\n\x01\x01\x12\x14\x63\x61rd.batch_tokenized\x12^\n\nIssueGrant\x12\x1b.vault.v1.IssueGrantRequest\x1a\x1c.vault.v1.IssueGrantResponse\"\x15\xaa\xed\x18\x11\n\x01\x01\x12\x0cgrant.issued\x12\x62\n\x0bRevokeGrant\x12\x1c.vault.v1.RevokeGrantRequest\x1a\x1d.vault.v1.RevokeGrantResponse\"\x16\xaa\xed\x18\x12\n\x01\x01\x12\rgrant.revokedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vault/v1/checkout.proto\x12\x08vault.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15vault/v1/access.proto\x1a\x14vault/v1/cards.proto\"\x98\x01\n\x0fTokenizeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12!\n\x04\x63\x61rd\x18\x03 \x01(\x0b\x32\x13.vault.v1.CardInput\x12\"\n\x07\x63onsent\x18\x04 \x01(\x0b\x32\x11.vault.v1.Consent\x12\x10\n\x08order_id\x18\x05 \x01(\t\"\x8c\x01\n\x10TokenizeResponse\x12\x1c\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x0e.vault.v1.Card\x12\x1b\n\x0eone_time_token\x18\x02 \x01(\tB\x03\x80\x01\x01\x12=\n\x19one_time_token_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x14\x42\x61tchTokenizeRequest\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.vault.v1.BatchTokenizeItem\"\x88\x01\n\x11\x42\x61tchTokenizeItem\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12!\n\x04\x63\x61rd\x18\x03 \x01(\x0b\x32\x13.vault.v1.CardInput\x12\"\n\x07\x63onsent\x18\x04 \x01(\x0b\x32\x11.vault.v1.Consent\"G\n\x15\x42\x61tchTokenizeResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.vault.v1.BatchTokenizeResult\"s\n\x13\x42\x61tchTokenizeResult\x12\x1e\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x0e.vault.v1.CardH\x00\x12\x31\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1e.vault.v1.BatchTokenizeFailureH\x00\x42\t\n\x07outcome\"D\n\x14\x42\x61tchTokenizeFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa1\x02\n\x11IssueGrantRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x32\n\x0bstored_card\x18\x02 \x01(\x0b\x32\x1b.vault.v1.StoredCardSubjectH\x00\x12\x1d\n\x0eone_time_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12\x1f\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x0f.vault.v1.Money\x12\"\n\x07purpose\x18\x06 \x01(\x0e\x32\x11.vault.v1.CardUse\x12\x11\n\tprocessor\x18\x07 \x01(\t\x12+\n\x08lifetime\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07subject\"7\n\x11StoredCardSubject\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"X\n\x12IssueGrantResponse\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x12RevokeGrantRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x15\n\x13RevokeGrantResponse2\xa2\x03\n\x0f\x43heckoutService\x12Z\n\x08Tokenize\x12\x19.vault.v1.TokenizeRequest\x1a\x1a.vault.v1.TokenizeResponse\"\x17\xaa\xed\x18\x13\n\x01\x01\x12\x0e\x63\x61rd.tokenized\x12o\n\rBatchTokenize\x12\x1e.vault.v1.BatchTokenizeRequest\x1a\x1f.vault.v1.BatchTokenizeResponse\"\x1d\xaa\xed\x18\x19\n\x01\x01\x12\x14\x63\x61rd.batch_tokenized\x12^\n\nIssueGrant\x12\x1b.vault.v1.IssueGrantRequest\x1a\x1c.vault.v1.IssueGrantResponse\"\x15\xaa\xed\x18\x11\n\x01\x01\x12\x0cgrant.issued\x12\x62\n\x0bRevokeGrant\x12\x1c.vault.v1.RevokeGrantRequest\x1a\x1d.vault.v1.RevokeGrantResponse\"\x16\xaa\xed\x18\x12\n\x01\x01\x12\rgrant.revokedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vault.v1.checkout_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TOKENIZERESPONSE'].fields_by_name['one_time_token']._loaded_options = None
+  _globals['_TOKENIZERESPONSE'].fields_by_name['one_time_token']._serialized_options = b'\200\001\001'
   _globals['_ISSUEGRANTREQUEST'].fields_by_name['one_time_token']._loaded_options = None
   _globals['_ISSUEGRANTREQUEST'].fields_by_name['one_time_token']._serialized_options = b'\200\001\001'
   _globals['_ISSUEGRANTRESPONSE'].fields_by_name['grant']._loaded_options = None
@@ -52,27 +54,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZEREQUEST']._serialized_start=148
   _globals['_TOKENIZEREQUEST']._serialized_end=300
   _globals['_TOKENIZERESPONSE']._serialized_start=303
-  _globals['_TOKENIZERESPONSE']._serialized_end=438
-  _globals['_BATCHTOKENIZEREQUEST']._serialized_start=440
-  _globals['_BATCHTOKENIZEREQUEST']._serialized_end=506
-  _globals['_BATCHTOKENIZEITEM']._serialized_start=509
-  _globals['_BATCHTOKENIZEITEM']._serialized_end=645
-  _globals['_BATCHTOKENIZERESPONSE']._serialized_start=647
-  _globals['_BATCHTOKENIZERESPONSE']._serialized_end=718
-  _globals['_BATCHTOKENIZERESULT']._serialized_start=720
-  _globals['_BATCHTOKENIZERESULT']._serialized_end=835
-  _globals['_BATCHTOKENIZEFAILURE']._serialized_start=837
-  _globals['_BATCHTOKENIZEFAILURE']._serialized_end=905
-  _globals['_ISSUEGRANTREQUEST']._serialized_start=908
-  _globals['_ISSUEGRANTREQUEST']._serialized_end=1197
-  _globals['_STOREDCARDSUBJECT']._serialized_start=1199
-  _globals['_STOREDCARDSUBJECT']._serialized_end=1254
-  _globals['_ISSUEGRANTRESPONSE']._serialized_start=1256
-  _globals['_ISSUEGRANTRESPONSE']._serialized_end=1344
-  _globals['_REVOKEGRANTREQUEST']._serialized_start=1346
-  _globals['_REVOKEGRANTREQUEST']._serialized_end=1386
-  _globals['_REVOKEGRANTRESPONSE']._serialized_start=1388
-  _globals['_REVOKEGRANTRESPONSE']._serialized_end=1409
-  _globals['_CHECKOUTSERVICE']._serialized_start=1412
-  _globals['_CHECKOUTSERVICE']._serialized_end=1830
+  _globals['_TOKENIZERESPONSE']._serialized_end=443
+  _globals['_BATCHTOKENIZEREQUEST']._serialized_start=445
+  _globals['_BATCHTOKENIZEREQUEST']._serialized_end=511
+  _globals['_BATCHTOKENIZEITEM']._serialized_start=514
+  _globals['_BATCHTOKENIZEITEM']._serialized_end=650
+  _globals['_BATCHTOKENIZERESPONSE']._serialized_start=652
+  _globals['_BATCHTOKENIZERESPONSE']._serialized_end=723
+  _globals['_BATCHTOKENIZERESULT']._serialized_start=725
+  _globals['_BATCHTOKENIZERESULT']._serialized_end=840
+  _globals['_BATCHTOKENIZEFAILURE']._serialized_start=842
+  _globals['_BATCHTOKENIZEFAILURE']._serialized_end=910
+  _globals['_ISSUEGRANTREQUEST']._serialized_start=913
+  _globals['_ISSUEGRANTREQUEST']._serialized_end=1202
+  _globals['_STOREDCARDSUBJECT']._serialized_start=1204
+  _globals['_STOREDCARDSUBJECT']._serialized_end=1259
+  _globals['_ISSUEGRANTRESPONSE']._serialized_start=1261
+  _globals['_ISSUEGRANTRESPONSE']._serialized_end=1349
+  _globals['_REVOKEGRANTREQUEST']._serialized_start=1351
+  _globals['_REVOKEGRANTREQUEST']._serialized_end=1391
+  _globals['_REVOKEGRANTRESPONSE']._serialized_start=1393
+  _globals['_REVOKEGRANTRESPONSE']._serialized_end=1414
+  _globals['_CHECKOUTSERVICE']._serialized_start=1417
+  _globals['_CHECKOUTSERVICE']._serialized_end=1835
 # @@protoc_insertion_point(module_scope)
