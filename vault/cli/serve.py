@@ -48,7 +48,7 @@ def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
     from vault.telemetry import configure_logs
 
     harden()
-    configure_logs(level=settings.log_level)
+    configure_logs(level=settings.log_level, as_json=not sys.stderr.isatty())
 
     async def main() -> int:
         # gRPC binds its server to the running loop, so everything is built inside it.

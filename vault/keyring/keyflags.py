@@ -52,6 +52,14 @@ def wrong_flags(name: KeyName, data: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def inspect_login(session: VaultSession) -> list[str]:
+    """Every reason not to work under this login. Raises `KeyRingUnavailable`."""
+    found: Any = session.call(lambda client: client.auth.token.lookup_self(), repeatable=True)
+    if "root" in found["data"]["policies"]:
+        return ["the login is a root token, which may do anything: use one with a policy of its own"]
+    return []
+
+
 def inspect_keys(session: VaultSession, names: Sequence[KeyName]) -> list[str]:
     """Every reason not to start with these keys; empty if there is none. Raises `KeyRingUnavailable`."""
     problems: list[str] = []

@@ -14,7 +14,7 @@ from typing import TypeVar
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.domain.grant import SealedKey
 from vault.keyring import wire
-from vault.keyring.keyflags import inspect_keys
+from vault.keyring.keyflags import inspect_keys, inspect_login
 from vault.keyring.session import VaultSession
 from vault.keyring.trips import Trips
 from vault.keyring.trouble import Trouble
@@ -60,8 +60,9 @@ class IntakeTransit:
         self.protect(cards=(probe,), once=(probe,), fingerprints=())
 
     def inspect_keys(self) -> list[str]:
-        """Every reason not to start with the keys as they are. Raises `KeyRingUnavailable`."""
-        return inspect_keys(self._session, (KeyName.CARDS, KeyName.ONCE, KeyName.FINGERPRINT))
+        """Every reason not to start with the keys and the login as they are. Raises `KeyRingUnavailable`."""
+        names = (KeyName.CARDS, KeyName.ONCE, KeyName.FINGERPRINT)
+        return [*inspect_login(self._session), *inspect_keys(self._session, names)]
 
     def close(self) -> None:
         """Stop the threads; the session stays open."""
@@ -128,8 +129,8 @@ class ReleaseTransit:
             raise KeyRingUnavailable(Trouble.CANARY_REFUSED)
 
     def inspect_keys(self) -> list[str]:
-        """Every reason not to start with the keys as they are. Raises `KeyRingUnavailable`."""
-        return inspect_keys(self._session, (KeyName.CARDS, KeyName.ONCE))
+        """Every reason not to start with the keys and the login as they are. Raises `KeyRingUnavailable`."""
+        return [*inspect_login(self._session), *inspect_keys(self._session, (KeyName.CARDS, KeyName.ONCE))]
 
     def close(self) -> None:
         """Stop the threads; the session stays open."""

@@ -99,6 +99,7 @@ class Door:
 
         async def guarded(raw: bytes, context: Context) -> bytes:
             started = perf_counter()
+            reason = field = ""
             request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
             caller: Caller | None = None
             try:
@@ -112,9 +113,10 @@ class Door:
                         response = await handler(request, Call(caller, budget))
                     return response.SerializeToString()
             except CardVaultError as error:
+                reason, field = error.reason, error.field
                 answer = await self._refuse(error, method, rule.event, caller, request_id)
             except TimeoutError:
-                _log.warning("call.deadline", method=method, error_id=request_id)
+                reason = "deadline"
                 answer = answer_to_deadline(request_id)
             except Exception as error:  # noqa: BLE001 - nothing of it may reach the client or the log but its place
                 _log.error("call.failed", method=method, error_id=request_id, where=where(error))
@@ -123,6 +125,8 @@ class Door:
                 "call.refused",
                 method=method,
                 code=answer.code.name,
+                reason=reason,
+                field=field,
                 error_id=request_id,
                 identity=caller.known.uri if caller is not None and caller.identity is not None else "",
                 milliseconds=round((perf_counter() - started) * 1000, 1),
@@ -217,7 +221,6 @@ class Door:
             except Exception as trouble:  # noqa: BLE001 - a refusal that cannot be recorded is no definite answer
                 _log.error("audit.unavailable", method=method, error_id=request_id, where=where(trouble))
                 return answer_to(Unavailable("audit_unavailable"), request_id)
-        _log.info("call.reason", method=method, error_id=request_id, reason=error.reason, field=error.field)
         return answer_to(error, request_id)
 
 

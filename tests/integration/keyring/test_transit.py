@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -14,6 +15,8 @@ from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.domain.grant import SealedKey
 from vault.embedded.openbao import OpenBao
 from vault.keyring.admin import Administrator
+from vault.keyring.login import TokenFileLogin
+from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.ports import IntakeKeys, KeyName, KeyToUnwrap, KeyToWrap, Protected, ReleaseKeys
 
@@ -267,3 +270,13 @@ def test_the_start_check_names_the_key_and_what_is_wrong_with_it(
     problems = open_intake(own_openbao).inspect_keys()
 
     assert any(str(name) in problem and complaint in problem for problem in problems), problems
+
+
+def test_the_start_check_refuses_a_root_token(openbao: OpenBao, open_session: Callable[..., VaultSession]) -> None:
+    session = open_session(openbao, TokenFileLogin(path=openbao.files.root_token))
+
+    with closing(ReleaseTransit(session)) as release:
+        problems = release.inspect_keys()
+
+    assert len(problems) == 1
+    assert "root token" in problems[0]
