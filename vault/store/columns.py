@@ -13,6 +13,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
 
 
 class Engine(StrEnum):
@@ -29,6 +30,13 @@ def to_micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def to_iso(moment: datetime) -> str:
+    """As PostgreSQL reads it. Refuses a time without a zone."""
+    if moment.tzinfo is None:
+        raise ValueError("a stored time needs its zone")
+    return moment.isoformat()
+
+
 def from_micros(micros: int) -> datetime:
     """What `to_micros` wrote."""
     return _EPOCH + timedelta(microseconds=micros)
@@ -36,7 +44,7 @@ def from_micros(micros: int) -> datetime:
 
 def to_canonical_json(facts: Mapping[str, str | int]) -> str:
     """One text for one mapping: sorted keys, no spaces, ASCII."""
-    return json.dumps(dict(facts), sort_keys=True, separators=(",", ":"))
+    return _encode(dict(facts))
 
 
 class UtcTime(TypeDecorator[datetime]):

@@ -1,4 +1,4 @@
-"""Rows handed to one statement as a table: one array a column on PostgreSQL, one JSON document on SQLite.
+"""Rows handed to one statement as a table: one JSON document, which the database takes apart.
 
 So the text of a statement is the same for one row and for two hundred: it is compiled and prepared once, no limit on
 parameters applies, and a whole batch is one statement.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     Column,
     ColumnElement,
     FromClause,
@@ -18,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    cast,
     column,
     func,
     select,
@@ -25,40 +28,44 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
-from vault.store.columns import CanonicalJson, Engine, UtcTime, to_canonical_json, to_micros
+from vault.store.columns import CanonicalJson, Engine, UtcTime, to_canonical_json, to_iso, to_micros
+
+_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
-def _array_item(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    # The column's own collation decides comparisons; an array of plain text leaves it to do so.
-    return Text() if isinstance(kind, Text) else kind
+def _hex(value: bytes) -> str:
+    return "\\x" + value.hex()  # as PostgreSQL reads a bytea
 
 
-def _json_item(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
-    if isinstance(kind, UtcTime):
-        return to_micros
-    if isinstance(kind, LargeBinary):
-        return bytes.hex
-    if isinstance(kind, CanonicalJson):
-        return to_canonical_json
-    return None
+_WRITERS: dict[Engine, tuple[tuple[type[TypeEngine[Any]], Callable[[Any], Any]], ...]] = {
+    Engine.POSTGRESQL: ((UtcTime, to_iso), (LargeBinary, _hex), (CanonicalJson, to_canonical_json)),
+    Engine.SQLITE: ((UtcTime, to_micros), (LargeBinary, bytes.hex), (CanonicalJson, to_canonical_json)),
+}
 
 
 class Given:
-    """A table made of parameters, with the names and types of the given columns."""
+    """A table made of one parameter, with the names and types of the given columns."""
 
     def __init__(self, engine: Engine, columns: Sequence[Column[Any]]) -> None:
-        self._engine = engine
-        self._names = [c.name for c in columns]
+        self._names = tuple(c.name for c in columns)
+        self._writers = tuple(
+            (index, write)
+            for index, c in enumerate(columns)
+            for kind, write in _WRITERS[engine]
+            if isinstance(c.type, kind)
+        )
+        self._as_objects = engine is Engine.POSTGRESQL
+        document = bindparam("given", type_=Text())
+        self.rows: FromClause
         if engine is Engine.POSTGRESQL:
-            arrays = [bindparam(f"given_{c.name}", type_=ARRAY(_array_item(c.type))) for c in columns]
-            typed = [column(c.name, _array_item(c.type)) for c in columns]
-            self.rows: FromClause = func.unnest(*arrays).table_valued(*typed, name="given").render_derived()
+            # Plain text has no collation of its own to argue with that of the column it is compared with.
+            typed = [column(c.name, Text() if isinstance(c.type, Text) else c.type) for c in columns]
+            records = func.json_to_recordset(cast(document, JSON)).table_valued(*typed, name="given")
+            self.rows = records.render_derived(with_types=True)
         else:
-            self._writers = [_json_item(c.type) for c in columns]
-            items = func.json_each(bindparam("given", type_=Text())).table_valued("value", name="item")
+            items = func.json_each(document).table_valued("value", name="item")
             self.rows = select(*(self._from_json(items.c.value, i, c) for i, c in enumerate(columns))).subquery("given")
 
     @staticmethod
@@ -73,16 +80,16 @@ class Given:
         """The columns."""
         return self.rows.c
 
-    def params(self, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
-        """The parameters that carry these rows; each row has its values in the order of the columns."""
-        if self._engine is Engine.POSTGRESQL:
-            listed = list(zip(*rows, strict=True)) or [()] * len(self._names)
-            return {f"given_{name}": list(values) for name, values in zip(self._names, listed, strict=True)}
-        written = [
-            [write(v) if write and v is not None else v for write, v in zip(self._writers, row, strict=True)]
-            for row in rows
-        ]
-        return {"given": json.dumps(written, separators=(",", ":"))}
+    def params(self, rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+        """The parameter that carries these rows; each row has its values in the order of the columns."""
+        written: list[Any] = []
+        for row in rows:
+            values = list(row)
+            for index, write in self._writers:
+                if values[index] is not None:
+                    values[index] = write(values[index])
+            written.append(dict(zip(self._names, values, strict=True)) if self._as_objects else values)
+        return {"given": _dumps(written)}
 
 
 def inserting(engine: Engine, table: Table) -> tuple[Any, Given]:
@@ -95,6 +102,11 @@ def inserting(engine: Engine, table: Table) -> tuple[Any, Given]:
     return insert(table).from_select([c.name for c in columns], source, include_defaults=False), given
 
 
+@cache
+def _names_of(table: Table) -> tuple[str, ...]:
+    return tuple(c.name for c in table.columns)
+
+
 def row_of(table: Table, values: Mapping[str, Any]) -> list[Any]:
     """The values in the order of the table's columns; columns that are not named are null."""
-    return [values.get(c.name) for c in table.columns]
+    return [values.get(name) for name in _names_of(table)]

@@ -12,6 +12,10 @@ BEGIN_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED"
 BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WARNED = "cardvault_warned"
 
+# Every statement finds its rows by key, so one plan serves all values and all sizes of a table: planned once for each
+# connection, and the same at a thousand cards and at a million, whatever the statistics say.
+_PLANS = ("-c plan_cache_mode=force_generic_plan", "-c enable_seqscan=off", "-c jit=off")
+
 _MUST_BE_ON = {
     "fsync": "fsync is off: a power cut can lose the whole database",
     "full_page_writes": "full_page_writes is off: a power cut can corrupt the database",
@@ -37,6 +41,7 @@ def connect_args(
         f"-c lock_timeout={_milliseconds(lock_timeout)}",
         f"-c idle_in_transaction_session_timeout={_milliseconds(idle_in_transaction_timeout)}",
         "-c timezone=UTC",
+        *_PLANS,
     )
     given = make_url(url).query
     arguments: dict[str, Any] = {

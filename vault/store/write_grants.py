@@ -11,7 +11,21 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, and_, bindparam, delete, or_, select, true, tuple_, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Text,
+    and_,
+    bindparam,
+    delete,
+    literal_column,
+    or_,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
 
 from vault.domain.card import CardState
 from vault.domain.grant import Grant, GrantState
@@ -28,11 +42,13 @@ FORGET_AFTER = timedelta(days=1)
 """How long the row of a spent or expired one-time token is kept after its expiry."""
 
 _NOW = bindparam("now", type_=UtcTime())
+# Written out, not a parameter: only so can a prepared plan use the indexes whose condition it is.
+_OPEN: ColumnElement[str] = literal_column("'open'", Text())
 _DESTROYED = {"state": SPENT, "wrapped_key": None}
 _SUBJECT = (grants.c.tenant_id, grants.c.subject, grants.c.order_id)
 _GRANT = (grants.c.tenant_id, grants.c.grant_sha256)
 _ONCE = (once_keys.c.tenant_id, once_keys.c.once_id)
-_GRANT_OF_ONCE = (grants.c.tenant_id, grants.c.once_id)
+_ANY_ORDER = (grants.c.tenant_id, grants.c.subject)
 
 
 def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
@@ -42,7 +58,7 @@ def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
 @cache
 def _insert_grants(engine: Engine) -> Batch:
     statement, given = inserting(engine, grants)
-    free = statement.on_conflict_do_nothing(index_elements=list(_SUBJECT), index_where=grants.c.state == OPEN)
+    free = statement.on_conflict_do_nothing(index_elements=list(_SUBJECT), index_where=text("state = 'open'"))
     return Batch(free.returning(grants.c.grant_sha256), given)
 
 
@@ -52,7 +68,7 @@ def _lock_grants(engine: Engine, columns: tuple[Column[Any], ...]) -> Batch:
     statement = (
         select(grants.c.grant_sha256)
         .join(given.rows, _same(columns, given))
-        .where(grants.c.state == GrantState.OPEN)
+        .where(grants.c.state == _OPEN)
         .order_by(grants.c.tenant_id, grants.c.grant_sha256)
         .with_for_update(of=grants)
     )
@@ -65,7 +81,7 @@ def _revoke(engine: Engine, columns: tuple[Column[Any], ...]) -> Batch:
     statement = (
         update(grants)
         .values(state=GrantState.REVOKED.value, closed_at=_NOW)
-        .where(_same(columns, given), grants.c.state == OPEN)
+        .where(_same(columns, given), grants.c.state == _OPEN)
         .returning(grants.c.grant_sha256)
     )
     return Batch(statement, given)
@@ -86,7 +102,7 @@ def _destroy_once(engine: Engine) -> Batch:
     statement = (
         update(once_keys)
         .values(_DESTROYED)
-        .where(_same(_ONCE, given), once_keys.c.state == OPEN)
+        .where(_same(_ONCE, given), once_keys.c.state == _OPEN)
         .returning(once_keys.c.once_id)
     )
     return Batch(statement, given)
@@ -123,7 +139,7 @@ def _claim(engine: Engine) -> Batch:
             once_keys.c.tenant_id == grants.c.tenant_id,
             once_keys.c.once_id == grants.c.once_id,
             once_keys.c.once_id == given.c.once_id,
-            once_keys.c.state == OPEN,
+            once_keys.c.state == _OPEN,
             once_keys.c.expires_at > _NOW,
         )
         .correlate(grants, given.rows)
@@ -134,7 +150,7 @@ def _claim(engine: Engine) -> Batch:
         .values(state=GrantState.USED.value, closed_at=_NOW)
         .where(
             _same(_GRANT, given),
-            grants.c.state == OPEN,
+            grants.c.state == _OPEN,
             grants.c.expires_at > _NOW,
             or_(card_as_unwrapped, once_unspent),
         )
@@ -152,7 +168,7 @@ def _insert_once(engine: Engine) -> Batch:
 def _overdue(state: str) -> Any:
     return (
         select(*_ONCE)
-        .where(once_keys.c.state == state, once_keys.c.expires_at <= _NOW)
+        .where(once_keys.c.state == literal_column(f"'{state}'", Text()), once_keys.c.expires_at <= _NOW)
         .order_by(once_keys.c.expires_at)
         .limit(bindparam("most"))
         # A key that is being claimed right now is left for the next round.
@@ -160,7 +176,7 @@ def _overdue(state: str) -> Any:
     )
 
 
-_EXPIRE = update(once_keys).values(_DESTROYED).where(tuple_(*_ONCE).in_(_overdue(OPEN)), once_keys.c.state == OPEN)
+_EXPIRE = update(once_keys).values(_DESTROYED).where(tuple_(*_ONCE).in_(_overdue(OPEN)), once_keys.c.state == _OPEN)
 _FORGET = delete(once_keys).where(tuple_(*_ONCE).in_(_overdue(SPENT)))
 
 
@@ -205,7 +221,7 @@ def revoke(link: Link, wanted: Sequence[tuple[TenantId, bytes]], now: datetime) 
 
 def revoke_for_tokens(link: Link, wanted: Sequence[tuple[TenantId, str]], now: datetime) -> int:
     """Revoke all open grants for stored cards."""
-    return len(_revoked(link, (grants.c.tenant_id, grants.c.subject), wanted, now))
+    return len(_revoked(link, _ANY_ORDER, wanted, now))
 
 
 def _revoked(
@@ -264,7 +280,7 @@ def void_once(link: Link, ids: Sequence[tuple[TenantId, OnceId]]) -> frozenset[O
     """Destroy keys and revoke the open grants that lead to them."""
     ordered = sorted(set(ids))
     # Grants first, as a claim does. A grant for a key that is gone already could not be redeemed anyway.
-    _revoked(link, _GRANT_OF_ONCE, ordered, None)
+    _revoked(link, _ANY_ORDER, ordered, None)
     if link.locks_rows:
         link.batch_rows(_lock_once(link.engine), ordered)
     return frozenset(OnceId(row.once_id) for row in link.batch_rows(_destroy_once(link.engine), ordered))

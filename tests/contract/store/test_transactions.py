@@ -249,6 +249,27 @@ def test_a_closed_store_opens_again(store: SqlStore) -> None:
     store.check()
 
 
+def test_every_statement_still_works_once_postgresql_has_prepared_it(postgresql_url: str) -> None:
+    store = SqlStore(postgresql_url, limits=Limits(pool_size=1))
+
+    for number in range(12):  # the driver prepares a statement at its sixth use of a connection
+        new, once = card(), once_key()
+        grants = [grant_for(new.token), grant_for(once.once_id), grant_for(card().token)]
+        with writing(store) as tx:
+            assert tx.insert_new_cards([new]) == {new.token}
+            tx.insert_once_keys([once])
+            assert len(tx.insert_grants(grants)) == 3
+            assert tx.insert_grants(grants[:1]) == frozenset()
+            assert tx.claim_idempotency([record(key=f"key-{number}")], now=NOW)
+            assert tx.revoke_open_grants([(TENANT, grants[2].subject, ORDER)], now=NOW) == 1
+            assert tx.expire_once_keys(now=NOW, limit=10) == 0
+            assert len(tx.claim_grants([claim_of(each) for each in grants], now=NOW)) == 2
+            assert tx.void_once_keys([(TENANT, once.once_id)]) == frozenset()
+            assert tx.erase_cards(TENANT, CUSTOMER, new.token, event_id=event().event_id, now=NOW).cards == 1
+
+    store.close()
+
+
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
