@@ -22,6 +22,7 @@ from vault.domain.brand import Brand
 from vault.domain.caller import Role
 from vault.embedded.pki import CertificateFiles
 from vault.embedded.stack import PROCESSOR, Stack, prepare
+from vault.hardening import harden
 from vault.rpc.server import READY
 from vault.v1 import (
     account_pb2,
@@ -92,6 +93,7 @@ class Clients:
 
 def run() -> int:
     """Tell the story; 0 only if every step did what it should."""
+    harden()
     story = Story()
     typer.echo("cardvault demo: one card's life, on a real OpenBao, SQLite and mutual TLS. Nothing is kept.")
     with tempfile.TemporaryDirectory(prefix="cardvault-demo-") as scratch:

@@ -9,6 +9,7 @@ import typer
 from vault.cli.serve import EXIT_REFUSED, serve
 from vault.config import load
 from vault.domain.caller import Role
+from vault.hardening import harden
 
 
 def run(state: Path) -> int:
@@ -16,6 +17,7 @@ def run(state: Path) -> int:
     from vault.embedded.process import OpenBaoFailed
     from vault.embedded.stack import PROCESSOR, TENANT, Stack, prepare
 
+    harden()
     typer.echo(f"Preparing a stack in {state}/ …")
     try:
         stack = prepare(state)
