@@ -1,0 +1,294 @@
+"""Trouble between the steps of a use case, on the real OpenBao and real databases: before and after each trip.
+
+The key rings and the store are the real ones; a thin wrapper makes one of their calls fail before it happened or lose
+its answer after it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.cards import fresh_card
+from tests.support.raw import fail_events_about, scalar
+from tests.support.world import consent
+from vault.domain.audit import RELEASED
+from vault.domain.caller import Caller, Identity, Role
+from vault.domain.card import CardDetails
+from vault.domain.consent import CardUse
+from vault.domain.errors import CardVaultError, KeyRefused, KeyRingUnavailable, Refused, StoreUnavailable
+from vault.domain.grant import DEFAULT_LIFETIME, Money
+from vault.domain.ids import RANDOM_BYTES, CustomerId, IdempotencyKey, OrderId, ProcessorName, RequestId, TenantId
+from vault.embedded.openbao import OpenBao
+from vault.keyring.session import VaultSession
+from vault.keyring.setup import LoginName
+from vault.keyring.transit import IntakeTransit, ReleaseTransit
+from vault.ports import KeyToUnwrap, KeyToWrap, Protected, Writer
+from vault.store import SqlStore
+from vault.system import SystemClock, SystemEntropy
+from vault.usecases.batch import World
+from vault.usecases.detokenize import Detokenize, DetokenizeCommand, ReleasedCard
+from vault.usecases.grants import IssuedGrant, IssueGrant, IssueGrantCommand, StoredCardSubject
+from vault.usecases.tokenize import Tokenize, TokenizeCommand, Tokenized
+
+SHOP = TenantId("shop")
+ACQUIRER = ProcessorName("acquirer")
+ORDER = OrderId("order-1")
+AMOUNT = Money(4900, "EUR")
+CHECKOUT = Identity("spiffe://test.localhost/checkout", Role.CHECKOUT, (SHOP,), None)
+PROCESSOR = Identity("spiffe://test.localhost/processor", Role.PROCESSOR, (SHOP,), ACQUIRER)
+
+
+@dataclass
+class Faults:
+    """Which calls are to fail: each entry is used up once."""
+
+    vault_down: int = 0
+    commits_cut_before: int = 0
+    commits_with_lost_answer: int = 0
+
+
+@dataclass
+class FaultyStore:
+    """The real store, whose commits may be cut off before they happen or lose their answer afterwards."""
+
+    inner: SqlStore
+    faults: Faults
+
+    def reading(self) -> object:
+        return self.inner.reading()
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        with self.inner.writing() as tx:
+            yield tx
+            if self.faults.commits_cut_before:
+                self.faults.commits_cut_before -= 1
+                raise StoreUnavailable("database_unreachable")
+        if self.faults.commits_with_lost_answer:
+            self.faults.commits_with_lost_answer -= 1
+            raise StoreUnavailable("commit_unknown")
+
+    def check(self) -> None:
+        self.inner.check()
+
+
+@dataclass
+class FaultyIntake:
+    """The real intake keys, which may be away."""
+
+    inner: IntakeTransit
+    faults: Faults
+
+    def protect(
+        self, *, cards: Sequence[KeyToWrap], once: Sequence[KeyToWrap], fingerprints: Sequence[bytes]
+    ) -> Protected:
+        if self.faults.vault_down:
+            self.faults.vault_down -= 1
+            raise KeyRingUnavailable("vault_sealed")
+        return self.inner.protect(cards=cards, once=once, fingerprints=fingerprints)
+
+    def check(self) -> None:
+        self.inner.check()
+
+
+@dataclass
+class FaultyRelease:
+    """The real release keys, which may be away."""
+
+    inner: ReleaseTransit
+    faults: Faults
+
+    def unwrap(self, items: Sequence[KeyToUnwrap]) -> Sequence[bytes | KeyRefused | KeyRingUnavailable]:
+        if self.faults.vault_down:
+            self.faults.vault_down -= 1
+            return [KeyRingUnavailable("vault_sealed") for _ in items]
+        return self.inner.unwrap(items)
+
+    def check(self, canary: KeyToUnwrap | None) -> None:
+        self.inner.check(canary)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Use cases whose ports may be made to fail."""
+
+    faults: Faults
+    world: World
+    url: str
+    tokenize: Tokenize
+    issue_grant: IssueGrant
+    detokenize: Detokenize
+
+    def caller(self, identity: Identity) -> Caller:
+        request_id = RequestId.from_random(self.world.entropy.bytes(RANDOM_BYTES))
+        return Caller(identity, identity.uri, "", "ipv4:127.0.0.1:1", request_id)
+
+    def command(self, card: CardDetails, *, key: str = "key-1", customer: str = "ada") -> TokenizeCommand:
+        return TokenizeCommand(
+            caller=self.caller(CHECKOUT),
+            idempotency_key=IdempotencyKey(key),
+            customer=CustomerId(customer),
+            card=card,
+            consent=consent(),
+            order=None,
+        )
+
+    def store_card(self, card: CardDetails) -> Tokenized:
+        (done,) = self.tokenize([self.command(card)])
+        assert isinstance(done, Tokenized)
+        return done
+
+    def grant_for(self, stored: Tokenized) -> IssuedGrant:
+        assert stored.stored is not None
+        (issued,) = self.issue_grant(
+            [
+                IssueGrantCommand(
+                    caller=self.caller(CHECKOUT),
+                    idempotency_key=None,
+                    subject=StoredCardSubject(stored.stored.customer, stored.stored.token),
+                    order=ORDER,
+                    amount=AMOUNT,
+                    purpose=CardUse.CUSTOMER_INITIATED,
+                    processor=ACQUIRER,
+                    lifetime=DEFAULT_LIFETIME,
+                )
+            ]
+        )
+        assert isinstance(issued, IssuedGrant)
+        return issued
+
+    def redeem(self, issued: IssuedGrant) -> ReleasedCard | CardVaultError:
+        command = DetokenizeCommand(caller=self.caller(PROCESSOR), grant=issued.grant, order=ORDER, amount=AMOUNT)
+        return self.detokenize([command])[0]
+
+    def count(self, sql: str) -> int:
+        """A number straight from the database."""
+        return int(scalar(self.url, sql))
+
+
+@pytest.fixture
+def bench(store: SqlStore, database_url: str, openbao: OpenBao) -> Iterator[Bench]:
+    faults = Faults()
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(closing(VaultSession(address=openbao.address, login=openbao.login(name))))
+            for name in (LoginName.INTAKE, LoginName.RELEASE)
+        ]
+        intake = stack.enter_context(closing(IntakeTransit(sessions[0])))
+        release = stack.enter_context(closing(ReleaseTransit(sessions[1])))
+        world = World(
+            environment="test",
+            store=FaultyStore(store, faults),  # type: ignore[arg-type]
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
+        )
+        yield Bench(
+            faults=faults,
+            world=world,
+            url=database_url,
+            tokenize=Tokenize(world=world, keys=FaultyIntake(intake, faults)),
+            issue_grant=IssueGrant(world=world, processors={ACQUIRER: frozenset({SHOP})}),
+            detokenize=Detokenize(world=world, keys=FaultyRelease(release, faults)),
+        )
+
+
+def _empty(bench: Bench) -> bool:
+    return all(
+        bench.count(f"SELECT count(*) FROM {table}") == 0
+        for table in ("cards", "card_secrets", "consents", "once_keys", "idempotency", "audit_events")
+    )
+
+
+def _released_events(bench: Bench) -> int:
+    return bench.count(f"SELECT count(*) FROM audit_events WHERE event = '{RELEASED}' AND outcome = 'ok'")
+
+
+@pytest.mark.parametrize("fault", ["vault_down", "commits_cut_before"])
+def test_a_store_that_failed_left_nothing_and_works_when_repeated(bench: Bench, fault: str) -> None:
+    card = fresh_card()
+    setattr(bench.faults, fault, 1)
+
+    (failed,) = bench.tokenize([bench.command(card)])
+    left_nothing = _empty(bench)
+    (repeated,) = bench.tokenize([bench.command(card)])
+
+    assert isinstance(failed, KeyRingUnavailable | StoreUnavailable)
+    assert left_nothing
+    assert isinstance(repeated, Tokenized)
+
+
+def test_a_store_whose_answer_was_lost_gives_the_same_token_when_repeated(bench: Bench) -> None:
+    card = fresh_card()
+    bench.faults.commits_with_lost_answer = 1
+
+    (lost,) = bench.tokenize([bench.command(card)])
+    (repeated,) = bench.tokenize([bench.command(card)])
+
+    assert isinstance(lost, StoreUnavailable)
+    assert isinstance(repeated, Tokenized)
+    assert repeated.stored is not None
+    assert bench.count("SELECT count(*) FROM cards") == 1
+    assert bench.count("SELECT count(*) FROM consents") == 1
+
+
+@pytest.mark.parametrize("fault", ["vault_down", "commits_cut_before"])
+def test_a_redemption_that_failed_before_its_claim_was_durable_leaves_the_grant_good(bench: Bench, fault: str) -> None:
+    card = fresh_card()
+    issued = bench.grant_for(bench.store_card(card))
+    setattr(bench.faults, fault, 1)
+
+    failed = bench.redeem(issued)
+    events_then = _released_events(bench)
+    repeated = bench.redeem(issued)
+
+    assert isinstance(failed, KeyRingUnavailable | StoreUnavailable)
+    assert events_then == 0
+    assert isinstance(repeated, ReleasedCard)
+    assert repeated.card.pan == card.pan
+    assert _released_events(bench) == 1
+
+
+def test_a_redemption_whose_claim_is_unknown_releases_nothing_then_and_never_again(bench: Bench) -> None:
+    issued = bench.grant_for(bench.store_card(fresh_card()))
+    bench.faults.commits_with_lost_answer = 1
+
+    lost = bench.redeem(issued)
+    repeated = bench.redeem(issued)
+
+    assert isinstance(lost, StoreUnavailable)
+    assert isinstance(repeated, Refused)
+    assert _released_events(bench) == 1
+
+
+def test_a_card_is_opened_only_after_its_release_is_durable(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    issued = bench.grant_for(bench.store_card(fresh_card()))
+    seen: list[int] = []
+    open_sealed: Callable[..., object] = __import__("vault.usecases.detokenize", fromlist=["open_sealed"]).open_sealed
+
+    def watched(*args: object, **kwargs: object) -> object:
+        seen.append(_released_events(bench))
+        return open_sealed(*args, **kwargs)
+
+    monkeypatch.setattr("vault.usecases.detokenize.open_sealed", watched)
+
+    released = bench.redeem(issued)
+
+    assert isinstance(released, ReleasedCard)
+    assert seen == [1]
+
+
+def test_one_bad_item_never_fails_its_neighbours(bench: Bench, database_url: str) -> None:
+    fail_events_about(database_url, "poison")
+    commands = [bench.command(fresh_card(), key=f"k-{name}", customer=name) for name in ("ada", "poison", "ben")]
+
+    ada, poison, ben = bench.tokenize(commands)
+
+    assert isinstance(ada, Tokenized)
+    assert isinstance(ben, Tokenized)
+    assert isinstance(poison, StoreUnavailable)
+    assert bench.count("SELECT count(*) FROM cards WHERE customer_id = 'poison'") == 0
+    assert bench.count("SELECT count(*) FROM idempotency WHERE idempotency_key = 'k-poison'") == 0
