@@ -290,7 +290,10 @@ class App:
         expire = ExpireOnceKeys(world=self._world, actor=f"cardvault:{self._settings.environment}")
         while True:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._store_threads, expire)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._store_threads, expire)
+                # Keys of one-time tokens that were redeemed are overwritten in place; their old bytes leave here.
+                await loop.run_in_executor(self._store_threads, self._store.tidy)
             except StoreUnavailable as e:
                 _log.warning("sweep.failed", reason=e.reason)
             except Exception as e:  # noqa: BLE001 - the sweep must go on; the next one tries again

@@ -97,6 +97,10 @@ class SqlStore:
             _end(connection)
         raise failure
 
+    def tidy(self) -> None:
+        """Let what was overwritten since the last time leave SQLite's write-ahead log; nothing to do on PostgreSQL."""
+        self._clear_wal()
+
     def close(self) -> None:
         """Close idle connections."""
         self._engines.dispose()
