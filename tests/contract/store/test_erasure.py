@@ -213,3 +213,20 @@ def test_a_spent_one_time_key_leaves_the_table_file_of_sqlite(sqlite_url: str, t
     store.close()
 
     assert _left_in_files(tmp_path, once.key.wrapped.encode()) == []
+
+
+def test_the_key_of_a_redeemed_one_time_token_is_in_no_file_of_sqlite_after_tidying(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    store = SqlStore(sqlite_url)
+    keys = [once_key() for _ in range(20)]
+    kept(store, *keys)
+    assert _left_in_files(tmp_path, keys[0].key.wrapped.encode()), "the search finds what is there"
+    with writing(store) as tx:
+        tx.void_once_keys([(key.tenant, key.once_id) for key in keys])
+
+    store.tidy()
+
+    left = [key for key in keys if _left_in_files(tmp_path, key.key.wrapped.encode())]
+    store.close()
+    assert left == []
