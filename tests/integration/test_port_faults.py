@@ -101,12 +101,16 @@ class FaultyRelease:
 
     inner: ReleaseTransit
     faults: Faults
+    before_answer: Callable[[], None] = lambda: None
+    """What happens while Vault is unwrapping."""
 
     def unwrap(self, items: Sequence[KeyToUnwrap]) -> Sequence[bytes | KeyRefused | KeyRingUnavailable]:
         if self.faults.vault_down:
             self.faults.vault_down -= 1
             return [KeyRingUnavailable("vault_sealed") for _ in items]
-        return self.inner.unwrap(items)
+        answers = self.inner.unwrap(items)
+        self.before_answer()
+        return answers
 
     def check(self, canary: KeyToUnwrap | None) -> None:
         self.inner.check(canary)
@@ -122,6 +126,7 @@ class Bench:
     tokenize: Tokenize
     issue_grant: IssueGrant
     detokenize: Detokenize
+    release: FaultyRelease
 
     def caller(self, identity: Identity) -> Caller:
         request_id = RequestId.from_random(self.world.entropy.bytes(RANDOM_BYTES))
@@ -179,7 +184,7 @@ def bench(store: SqlStore, database_url: str, openbao: OpenBao) -> Iterator[Benc
             for name in (LoginName.INTAKE, LoginName.RELEASE)
         ]
         intake = stack.enter_context(closing(IntakeTransit(sessions[0])))
-        release = stack.enter_context(closing(ReleaseTransit(sessions[1])))
+        release = FaultyRelease(stack.enter_context(closing(ReleaseTransit(sessions[1]))), faults)
         world = World(
             environment="test",
             store=FaultyStore(store, faults),  # type: ignore[arg-type]
@@ -192,7 +197,8 @@ def bench(store: SqlStore, database_url: str, openbao: OpenBao) -> Iterator[Benc
             url=database_url,
             tokenize=Tokenize(world=world, keys=FaultyIntake(intake, faults)),
             issue_grant=IssueGrant(world=world, processors={ACQUIRER: frozenset({SHOP})}),
-            detokenize=Detokenize(world=world, keys=FaultyRelease(release, faults)),
+            detokenize=Detokenize(world=world, keys=release),
+            release=release,
         )
 
 
@@ -292,3 +298,36 @@ def test_one_bad_item_never_fails_its_neighbours(bench: Bench, database_url: str
     assert isinstance(poison, StoreUnavailable)
     assert bench.count("SELECT count(*) FROM cards WHERE customer_id = 'poison'") == 0
     assert bench.count("SELECT count(*) FROM idempotency WHERE idempotency_key = 'k-poison'") == 0
+
+
+def test_a_card_sealed_anew_during_its_redemption_is_still_released(bench: Bench) -> None:
+    card = fresh_card()
+    issued = bench.grant_for(bench.store_card(card))
+    release = bench.release
+    once_more = iter([True])
+
+    def seal_anew() -> None:
+        if next(once_more, False):
+            (again,) = bench.tokenize([bench.command(card, key="key-2")])
+            assert isinstance(again, Tokenized)
+
+    release.before_answer = seal_anew
+
+    released = bench.redeem(issued)
+
+    assert isinstance(released, ReleasedCard)
+    assert released.card.pan == card.pan
+    assert _released_events(bench) == 1
+
+
+def test_one_grant_redeemed_twice_in_one_batch_is_released_once(bench: Bench) -> None:
+    issued = bench.grant_for(bench.store_card(fresh_card()))
+    commands = [
+        DetokenizeCommand(caller=bench.caller(PROCESSOR), grant=issued.grant, order=ORDER, amount=AMOUNT)
+        for _ in range(3)
+    ]
+
+    outcomes = bench.detokenize(commands)
+
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Refused", "Refused", "ReleasedCard"]
+    assert _released_events(bench) == 1

@@ -93,6 +93,7 @@ class Detokenize:
         seen: set[bytes] = set()
         for a in attempts:
             a.grant = a.target = a.data_key = None
+            a.denied = ""
             redeemable = found.get(a.sha256)
             decision = decide_redemption(
                 redeemable,
@@ -106,7 +107,7 @@ class Detokenize:
                 case Denied(reason):
                     a.denied = reason
                 case Allowed() if a.sha256 in seen:
-                    a.denied = "same_moment"
+                    pass  # the next round shows what became of the first
                 case Allowed(_, target):
                     a.target = target
                     a.binding = self._binding_of(decision.redeemable.grant, target)
@@ -157,15 +158,19 @@ class Detokenize:
 
     def _claim(self, attempts: Sequence[_Attempt]) -> None:
         """Decide in the database who redeems, and record every release and every refusal with it."""
-        if not attempts:
+        decided = [a for a in attempts if a.data_key is not None or a.denied]
+        if not decided:
             return
         journal = Journal(self._world, RELEASED)
         with self._world.store.writing() as tx:
             now = self._world.clock.now()
-            claims = {a.sha256: _claim_of(a.grant, a.target) for a in attempts if a.data_key is not None and a.grant}
+            claims = {a.sha256: _claim_of(a.grant, a.target) for a in decided if a.data_key is not None and a.grant}
             won = tx.claim_grants(list(claims.values()), now=now) if claims else frozenset()
-            for a in attempts:
-                if a.data_key is not None and a.sha256 in won:
+            for a in decided:
+                if a.data_key is not None and a.sha256 not in won:
+                    # Somebody redeemed it, revoked it, or sealed or erased the card meanwhile: look again.
+                    a.data_key = None
+                elif a.data_key is not None:
                     journal.events.append(
                         event_by(
                             a.caller,
@@ -175,16 +180,15 @@ class Detokenize:
                             **_what(a),
                         )
                     )
-                    continue
-                reason = a.denied or "lost_race"
-                a.data_key = None
-                journal.refuse(
-                    a,
-                    Refused(reason),
-                    event=OPEN_FAILED if reason == "key_refused" else RELEASED,
-                    outcome=Outcome.ERROR if reason == "key_refused" else Outcome.REFUSED,
-                    **_what(a),
-                )
+                else:
+                    altered = a.denied == "key_refused"
+                    journal.refuse(
+                        a,
+                        Refused(a.denied),
+                        event=OPEN_FAILED if altered else RELEASED,
+                        outcome=Outcome.ERROR if altered else Outcome.REFUSED,
+                        **_what(a),
+                    )
             tx.append_events(journal.events)
         journal.committed()
 
