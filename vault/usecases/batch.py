@@ -17,7 +17,8 @@ from vault.domain.errors import CardVaultError, Contention, Unavailable
 from vault.domain.ids import RANDOM_BYTES, EventId
 from vault.ports import Clock, Entropy, Store
 
-MAX_ROUNDS = 6
+MAX_ROUNDS = 24
+"""A round is lost only to another batch that won it: this bounds how many may be ahead in the queue for one thing."""
 STATEMENT_REFUSED = "database_error"
 """Reason of a `StoreUnavailable` after which the transaction is known to be rolled back."""
 

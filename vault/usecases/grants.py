@@ -244,6 +244,7 @@ def _idempotency_of(a: _Issuing) -> Request[_Issuing]:
         answer={"grant_sha256": a.grant.grant_sha256.hex()},
         customer=a.grant.customer,
         token=a.grant.token,
+        voids_former=True,
     )
 
 

@@ -33,6 +33,8 @@ class Request(Generic[A]):
     answer: Mapping[str, str | int]
     customer: CustomerId | None = None
     token: Token | None = None
+    voids_former: bool = False
+    """Whether a repeat exchanges the answer, so that two repeats cannot be answered in one transaction."""
 
     @property
     def id(self) -> IdempotencyId:
@@ -60,8 +62,8 @@ def settle(
 ) -> Settled[A]:
     """Claim keys, and compare those that are taken.
 
-    An attempt that is in neither group of the answer and not ended either shares its key with another of this batch:
-    it stays open for the next round.
+    An attempt that is in neither group of the answer and not ended either shares its key with another of this batch
+    that is carried out first: it stays open for the next round.
     """
     settled: Settled[A] = Settled(claimed={id(attempt) for attempt in without_key})
     first: dict[IdempotencyId, Request[A]] = {}
@@ -72,19 +74,20 @@ def settle(
     records = [_record(request, now) for request in first.values()]
     won = tx.claim_idempotency(records, now=now)
     known = tx.idempotency([key for key in first if key not in won])
-    for key, request in first.items():
-        if key in won:
-            settled.claimed.add(id(request.attempt))
-            continue
-        record = known.get(key)
+    settled.claimed.update(id(first[key].attempt) for key in won)
+    exchanged: set[IdempotencyId] = set()
+    for request in requests:
+        record = known.get(request.id)
         if record is None:
-            continue  # erased between the two statements; the next round settles it
+            continue  # claimed just now, or erased between the two statements; the next round settles it
         if record.erased:
             journal.refuse(request.attempt, NotAvailable("answer_erased"))
         elif request.digests.get(record.fingerprint_version) != record.request_sha256:
             journal.refuse(request.attempt, IdempotencyConflict("idempotency_key_reused"))
-        else:
+        elif request.id not in exchanged:
             settled.repeats[id(request.attempt)] = record
+            if request.voids_former:
+                exchanged.add(request.id)
     return settled
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vault.domain.audit import Outcome, event_by
 from vault.domain.caller import Caller
 from vault.domain.errors import CardVaultError
-from vault.usecases.batch import World
+from vault.usecases.batch import Attempt, World, run_rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +29,28 @@ class RecordRefusals:
         self._world = world
 
     def __call__(self, calls: Sequence[RefusedCall]) -> Sequence[bool | CardVaultError]:
-        """Commit one event for each. Raises `StoreUnavailable` if that is not possible."""
+        """Commit one event for each; one that cannot be recorded ends in `StoreUnavailable`."""
+        attempts: list[Attempt[RefusedCall, bool]] = [Attempt(call, call.caller) for call in calls]
+        run_rounds(attempts, self._round)
+        return [attempt.outcome() for attempt in attempts]
+
+    def _round(self, attempts: Sequence[Attempt[RefusedCall, bool]]) -> None:
         now = self._world.clock.now()
         with self._world.store.writing() as tx:
             tx.append_events(
                 [
                     event_by(
-                        call.caller,
+                        attempt.caller,
                         event_id=self._world.new_event_id(),
                         now=now,
-                        event=call.event,
+                        event=attempt.command.event,
                         outcome=Outcome.REFUSED,
-                        reason=call.reason,
-                        details={"method": call.method} | ({"field": call.field} if call.field else {}),
+                        reason=attempt.command.reason,
+                        details={"method": attempt.command.method}
+                        | ({"field": attempt.command.field} if attempt.command.field else {}),
                     )
-                    for call in calls
+                    for attempt in attempts
                 ]
             )
-        return [True] * len(calls)
+        for attempt in attempts:
+            attempt.result = True

@@ -123,8 +123,8 @@ class Tokenize:
 
     def _round(self, attempts: Sequence[_Attempt]) -> None:
         now = self._world.clock.now()
-        for attempt in attempts:
-            self._draw(attempt, now)
+        for attempt, record_version in zip(attempts, _record_versions(attempts), strict=True):
+            self._draw(attempt, record_version, now)
         self._seal(attempts, now)
         journal = Journal(self._world, EVENT)
         with self._world.store.writing() as tx:
@@ -136,14 +136,13 @@ class Tokenize:
 
     # --- before the transaction -------------------------------------------------------------------------------------
 
-    def _draw(self, attempt: _Attempt, now: datetime) -> None:
+    def _draw(self, attempt: _Attempt, record_version: int, now: datetime) -> None:
         """Draw ids and data keys for one attempt in this round."""
         world, command = self._world, attempt.command
         attempt.storing = attempt.once = None
         if command.consent is not None:
             assert command.customer is not None, "consent is given by a customer"
             token = attempt.known.token if attempt.known else Token.from_random(world.entropy.bytes(RANDOM_BYTES))
-            record_version = attempt.known.record_version + 1 if attempt.known else 1
             entry = ConsentEntry(
                 tenant=attempt.tenant,
                 consent_id=ConsentId.from_random(world.entropy.bytes(RANDOM_BYTES)),
@@ -267,9 +266,8 @@ class Tokenize:
         ]
         again = [(a, card) for a, _, card in storing if a.known is not None]
         inserted = tx.insert_new_cards([card for _, card in fresh]) if fresh else frozenset()
-        resealed = tx.reseal_cards([card for _, card in again]) if again else frozenset()
         through |= {id(a) for a, card in fresh if card.token in inserted}
-        through |= {id(a) for a, card in again if card.token in resealed}
+        through |= _reseal(tx, again)
         losers = [(a, s) for a, s, _ in storing if id(a) not in through]
         if losers:
             known = tx.known_cards([(a.tenant, f) for a, s in losers for f in s.fingerprints])
@@ -333,6 +331,26 @@ class Tokenize:
             )
 
 
+def _reseal(tx: Writer, again: Sequence[tuple[_Attempt, NewCard]]) -> set[int]:
+    """Seal stored cards anew; returns `id()` of the attempts that went through.
+
+    One statement takes a card once: which of two sealings it kept would be open, and its consent another's. So of
+    several for one card each has a turn, and the last one stays.
+    """
+    through: set[int] = set()
+    turns: list[dict[tuple[TenantId, Token], tuple[_Attempt, NewCard]]] = []
+    for a, card in again:
+        for turn in turns:
+            if turn.setdefault((card.tenant, card.token), (a, card))[0] is a:
+                break
+        else:
+            turns.append({(card.tenant, card.token): (a, card)})
+    for turn in turns:
+        resealed = tx.reseal_cards([card for _, card in turn.values()])
+        through |= {id(a) for a, card in turn.values() if card.token in resealed}
+    return through
+
+
 def _details(a: _Attempt, *, repeated: bool) -> dict[str, str | int]:
     details: dict[str, str | int] = {}
     if repeated:
@@ -377,4 +395,22 @@ def _idempotency_of(a: _Attempt) -> Request[_Attempt]:
         answer=answer,
         customer=command.customer,
         token=a.storing.entry.token if a.storing else None,
+        voids_former=a.once is not None,
     )
+
+
+def _record_versions(attempts: Sequence[_Attempt]) -> list[int]:
+    """The record version that each attempt seals: those for one stored card follow upon each other."""
+    latest: dict[tuple[TenantId, Token], int] = {}
+    for a in attempts:
+        if a.known is not None:
+            card = (a.tenant, a.known.token)
+            latest[card] = max(latest.get(card, 0), a.known.record_version)
+    versions: list[int] = []
+    for a in attempts:
+        if a.known is None:
+            versions.append(1)
+            continue
+        latest[a.tenant, a.known.token] += 1
+        versions.append(latest[a.tenant, a.known.token])
+    return versions
