@@ -14,14 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 VAULT = ROOT / "vault"
 
-CORE = {"domain", "ports", "cleanroom", "usecases"}
+CORE = {"domain", "ports", "ports_operator", "cleanroom", "usecases"}
 INSIDE: dict[str, set[str]] = {
     "domain": set(),
     "ports": {"domain"},
     "cleanroom": {"domain", "ports"},
-    "usecases": {"domain", "ports", "cleanroom"},
-    "keyring": {"domain", "ports"},
-    "store": {"domain", "ports"},
+    "ports_operator": {"domain", "ports"},
+    "usecases": {"domain", "ports", "ports_operator", "cleanroom"},
+    "keyring": {"domain", "ports", "ports_operator"},
+    "store": {"domain", "ports", "ports_operator"},
     "audit": {"domain", "ports"},
     "telemetry": {"domain"},
     "system": {"domain", "ports"},

@@ -1,0 +1,213 @@
+"""What operator commands ask of the world, beyond what serving needs: rotation of keys and care for what they wrap.
+
+The same rules as in `ports`: synchronous, foreign exceptions translated at their fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from vault.domain.brand import Brand
+from vault.domain.errors import CardVaultError, KeyRefused, Kind
+from vault.domain.grant import SealedKey
+from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
+from vault.ports import Fingerprint, KeyName, KeyToUnwrap, Reader, SealedCard, Store, Writer
+
+
+class Busy(CardVaultError):
+    """Another operator command holds the lock that this one needs; nothing happened."""
+
+    kind = Kind.CONTENTION
+    default_message = "another operator command is at work"
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersions:
+    """What Vault knows of one transit key's versions."""
+
+    latest: int
+    min_decryption: int
+    min_encryption: int
+    """0: only the latest."""
+    min_available: int
+    """Versions below were trimmed: destroyed for good."""
+    created: Mapping[int, datetime] = field(default_factory=dict)
+    """When each version that still exists was made, UTC."""
+
+
+class OperatorKeys(Protocol):
+    """What the operator's login may do: rotate, rewrap, retire, trim; never wrap or unwrap."""
+
+    def versions(self, name: KeyName) -> KeyVersions:
+        """The key's versions. Raises `KeyRingUnavailable`."""
+
+    def rotate(self, name: KeyName) -> None:
+        """Ask for a new version, once; never repeated by itself.
+
+        Raises `KeyRingUnavailable`: the version may or may not have come about; read `versions` before and after.
+        """
+
+    def rewrap(self, items: Sequence[KeyToUnwrap]) -> Sequence[SealedKey | KeyRefused]:
+        """Wrap data keys anew under the newest version of their key, inside Vault, without plaintext.
+
+        All items are for one key, at most 200 in one call. Each result stands for itself: `KeyRefused` for one that
+        Vault refused (HTTP 200 with an error inside the item). Raises `KeyRingUnavailable` if the call failed.
+        """
+
+    def set_minimums(self, name: KeyName, *, decryption: int, encryption: int) -> None:
+        """Refuse versions below these from now on; reversible until trimmed. Raises `KeyRingUnavailable`."""
+
+    def trim(self, name: KeyName, *, below: int) -> None:
+        """Destroy versions below this one for good. Raises `KeyRingUnavailable`."""
+
+
+class Signer(Protocol):
+    """What the checkpointer's login may do: sign with `cardvault-audit` (ed25519)."""
+
+    def sign(self, message: bytes) -> tuple[int, bytes]:
+        """The key's version and the signature (64 bytes). Raises `KeyRingUnavailable`."""
+
+    def public_keys(self) -> Mapping[int, bytes]:
+        """Raw public keys (32 bytes) by version. Raises `KeyRingUnavailable`."""
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CardKey:
+    """Names one stored card; cards are walked in the order of tenant, then token."""
+
+    tenant: TenantId
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWrap:
+    """A card's wrapped data key with what it is bound to."""
+
+    card: CardKey
+    customer: CustomerId
+    consent: ConsentId
+    record_version: int
+    key: SealedKey
+
+
+@dataclass(frozen=True, slots=True)
+class WrapReplacement:
+    """The same data key under another wrap."""
+
+    card: CardKey
+    old: SealedKey
+    new: SealedKey
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSecret:
+    """Everything of a stored card that `verify` and `rekey` need."""
+
+    wrap: StoredWrap
+    ciphertext: bytes
+    fingerprint: Fingerprint
+    brand: Brand
+    last4: str
+    stored_at: datetime
+    """When it was first stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which cards a command is about; None: all."""
+
+    tenant: TenantId | None = None
+    since: datetime | None = None
+    """First stored at or after."""
+    until: datetime | None = None
+    """First stored before."""
+
+
+@dataclass(frozen=True, slots=True)
+class RekeyedCard:
+    """A card sealed anew under a fresh data key; token, consent and display stay."""
+
+    card: CardKey
+    from_record_version: int
+    sealed: SealedCard
+    """Its record version is one more."""
+    fingerprint: Fingerprint
+
+
+class OperatorReader(Reader, Protocol):
+    """Queries of operator commands."""
+
+    def count_wraps(self) -> Mapping[int, int]:
+        """How many stored cards are wrapped under each version of `cardvault-cards`."""
+
+    def count_previous_wraps(self) -> Mapping[int, int]:
+        """How many former wraps are still kept, by version."""
+
+    def count_once_wraps(self, *, now: datetime) -> Mapping[int, int]:
+        """How many unspent, unexpired one-time tokens are wrapped under each version of `cardvault-once`."""
+
+    def count_fingerprints(self) -> Mapping[int, int]:
+        """How many stored cards have their fingerprint under each version of `cardvault-fingerprint`."""
+
+    def wraps_below(self, version: int, *, after: CardKey | None, limit: int) -> Sequence[StoredWrap]:
+        """Wraps under older versions, in order, after a card."""
+
+    def secrets(self, selection: Selection, *, after: CardKey | None, limit: int) -> Sequence[StoredSecret]:
+        """Stored cards in order, after a card."""
+
+    def count_secrets(self, selection: Selection) -> int:
+        """How many `secrets` would walk over."""
+
+    def settings(self, prefix: str) -> Mapping[str, str]:
+        """Facts whose name begins with `prefix`."""
+
+
+class OperatorWriter(OperatorReader, Writer, Protocol):
+    """Changes of operator commands."""
+
+    def replace_wraps(self, replacements: Sequence[WrapReplacement]) -> frozenset[CardKey]:
+        """Exchange wraps where the stored one is still `old`; the old one is kept as the former wrap.
+
+        Returns the cards changed: others were erased or sealed anew meanwhile, and have no need of it.
+        """
+
+    def forget_previous_wraps(self, *, limit: int) -> int:
+        """Remove former wraps for good; returns how many."""
+
+    def restore_previous_wraps(self, *, above: int, limit: int) -> int:
+        """Put the former wrap back where the current one is under a version greater than `above`; returns how many."""
+
+    def rekey_cards(self, cards: Sequence[RekeyedCard]) -> frozenset[CardKey]:
+        """Replace wrap, ciphertext and fingerprint where the record version is still the expected one.
+
+        No former wrap is kept: the old data key may be exposed. Returns the cards changed.
+        """
+
+    def delete_setting(self, name: str) -> None:
+        """Forget a fact."""
+
+
+class OperatorStore(Store, Protocol):
+    """The database, for operator commands; works beside running servers."""
+
+    def reading(self) -> AbstractContextManager[OperatorReader]:
+        """As in `Store`."""
+
+    def writing(self) -> AbstractContextManager[OperatorWriter]:
+        """As in `Store`."""
+
+    def exclusively(self, what: str) -> AbstractContextManager[None]:
+        """Hold a lock of this name across processes and hosts while the block runs; gone when the process dies.
+
+        Raises `Busy` at once if another holds it. Needs no open transaction meanwhile.
+        """
