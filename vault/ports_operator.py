@@ -39,7 +39,7 @@ class KeyVersions:
     min_available: int
     """Versions below were trimmed: destroyed for good."""
     created: Mapping[int, datetime] = field(default_factory=dict)
-    """When each version that still exists was made, UTC."""
+    """When each version that still exists was made, UTC; empty for hmac keys, of which Vault does not tell."""
 
 
 class OperatorKeys(Protocol):
@@ -131,6 +131,8 @@ class Selection:
     """First stored at or after."""
     until: datetime | None = None
     """First stored before."""
+    data_key_below: int | None = None
+    """Whose data key was made under an older version of `cardvault-cards` than this, however often it was rewrapped."""
 
 
 @dataclass(frozen=True, slots=True)

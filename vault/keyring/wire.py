@@ -61,6 +61,24 @@ def unwrap(session: VaultSession, item: KeyToUnwrap) -> bytes:
     return key
 
 
+def rewrap(session: VaultSession, name: KeyName, items: Sequence[KeyToUnwrap]) -> list[SealedKey | KeyRefused]:
+    """Have a batch of wrapped data keys wrapped anew under the newest version of their key."""
+    body = {"batch_input": [{"ciphertext": item.key.wrapped, "context": _b64(item.context)} for item in items]}
+    answer = session.write(f"rewrap/{name}", body, repeatable=True)
+    results = answer.get("batch_results")
+    if not isinstance(results, list) or len(results) != len(items):
+        raise KeyRingUnavailable(Trouble.ODD_ANSWER)
+    found: list[SealedKey | KeyRefused] = []
+    for result in results:
+        # Refused items come under HTTP 200, each with an error of its own.
+        ciphertext = result.get("ciphertext") if isinstance(result, dict) and not result.get("error") else None
+        if isinstance(ciphertext, str) and _WRAPPED.fullmatch(ciphertext) is not None:
+            found.append(SealedKey(ciphertext))
+        else:
+            found.append(KeyRefused())
+    return found
+
+
 def _results(data: dict[str, Any], *, count: int) -> list[dict[str, Any]]:
     results = data.get("batch_results")
     if not isinstance(results, list) or len(results) != count:
