@@ -125,6 +125,8 @@ class App:
             problems.append(f"database: {e.reason}")
         except StartRefused as e:
             problems += e.problems
+        except OSError as e:
+            problems.append(f"database: its lock file cannot be made ({e.strerror})")
         for keys in (self._intake, self._release):
             if keys is None:
                 continue

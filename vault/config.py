@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vault.domain.caller import Identity, Role
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ProcessorName, TenantId
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 ServiceName = Literal["checkout", "account", "processor"]
 SERVICES: tuple[ServiceName, ...] = ("checkout", "account", "processor")
@@ -27,6 +32,7 @@ LEAKING_VARIABLES = ("SSLKEYLOGFILE", "GRPC_TRACE", "PYTHONINSPECT", "PYTHONDEVM
 DEVELOPMENT_MARK = "cardvault development"
 """Stands in the subject of every certificate of the development CA; production refuses them."""
 
+_SQLITE = "sqlite:///"
 _SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+")
 _LABEL = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
@@ -163,8 +169,7 @@ class Settings(_Section):
 
     def sqlite_file(self) -> Path | None:
         """The file of a SQLite database."""
-        prefix = "sqlite:///"
-        return Path(self.database.url.removeprefix(prefix)) if self.database.url.startswith(prefix) else None
+        return Path(self.database.url.removeprefix(_SQLITE)) if self.database.url.startswith(_SQLITE) else None
 
     def identities_by_uri(self) -> Mapping[str, Identity]:
         """Identities by the URI of their certificates."""
@@ -187,18 +192,61 @@ def load(path: Path) -> Settings:
         raise ConfigProblems([f"{path}: cannot be read ({e.strerror})"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise ConfigProblems([f"{path}: is not valid TOML"]) from None
+    resolved = _resolve(raw, path.parent.resolve())
     try:
-        settings = Settings.model_validate(_resolve(raw, path.parent.resolve()))
+        settings = Settings.model_validate(resolved)
     except ValidationError as e:
+        errors = e.errors(include_url=False, include_input=False, include_context=False)
         problems = [
             f"{'.'.join(str(part) for part in error['loc']) or 'file'}: {error['msg'].removeprefix('Value error, ')}"
-            for error in e.errors(include_url=False, include_input=False, include_context=False)
+            for error in errors
         ]
-        raise ConfigProblems(problems) from None
+        unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
+        raise ConfigProblems(problems + problems_with(_readable_parts(resolved, unknown), os.environ)) from None
     problems = problems_with(settings, os.environ)
     if problems:
         raise ConfigProblems(problems)
     return settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What can be read of a file that is wrong elsewhere, so that one look at it finds every problem."""
+
+    profile: str
+    server: ServerSection | None
+    database: DatabaseSection | None
+    vault: VaultSection | None
+    identities: tuple[IdentitySection, ...] | None
+
+
+S = TypeVar("S", bound=_Section)
+
+
+def _readable_parts(raw: Mapping[str, Any], unknown: Sequence[tuple[int | str, ...]]) -> _Parts:
+    known = copy.deepcopy(dict(raw))
+    for *parents, key in unknown:
+        place: Any = known
+        for part in parents:
+            place = place[part]
+        del place[key]
+    listed = known.get("identities")
+    sections = [_readable(IdentitySection, item) for item in listed] if isinstance(listed, list) else None
+    return _Parts(
+        # Of an unknown profile nothing is known, so nothing is demanded for it.
+        profile="production" if known.get("profile", "production") == "production" else "development",
+        server=_readable(ServerSection, known.get("server")),
+        database=_readable(DatabaseSection, known.get("database")),
+        vault=_readable(VaultSection, known.get("vault")),
+        identities=tuple(section for section in sections if section is not None) if sections else None,
+    )
+
+
+def _readable(kind: type[S], value: object) -> S | None:
+    try:
+        return kind.model_validate(value)
+    except ValidationError:
+        return None
 
 
 _PATH_KEYS = frozenset(
@@ -213,12 +261,25 @@ def _resolve(value: Any, base: Path) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: str(base / item) if key in _PATH_KEYS and isinstance(item, str) else _resolve(item, base)
+        key: _resolve_text(key, item, base) if isinstance(item, str) else _resolve(item, base)
         for key, item in value.items()
     }
 
 
-def problems_with(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def _resolve_text(key: str, text: str, base: Path) -> str:
+    if key in _PATH_KEYS:
+        return str(base / text)
+    if key == "url" and text.startswith(_SQLITE) and _names_a_file(text):
+        return f"{_SQLITE}{base / text.removeprefix(_SQLITE)}"
+    return text
+
+
+def _names_a_file(sqlite_url: str) -> bool:
+    name = sqlite_url.removeprefix(_SQLITE)
+    return bool(name) and not name.startswith((":", "file:"))
+
+
+def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> list[str]:
     """What the file's shape alone does not show."""
     return [
         *_environment_problems(environ),
@@ -236,16 +297,18 @@ def _environment_problems(environ: Mapping[str, str]) -> list[str]:
     return [f"environment variable {name} is set: it would leak keys or messages; unset it" for name in found]
 
 
-def _files_of(settings: Settings) -> list[tuple[str, Path, bool]]:
+def _files_of(settings: Settings | _Parts) -> list[tuple[str, Path, bool]]:
     """Name, path, and whether it is secret."""
-    files = [
-        ("server.certificate", settings.server.certificate, False),
-        ("server.private_key", settings.server.private_key, True),
-        ("server.client_ca", settings.server.client_ca, False),
-        ("vault.ca_file", settings.vault.ca_file, False),
-    ]
-    if settings.database.password_file is not None:
+    files = []
+    if settings.server is not None:
+        files.append(("server.certificate", settings.server.certificate, False))
+        files.append(("server.private_key", settings.server.private_key, True))
+        files.append(("server.client_ca", settings.server.client_ca, False))
+    if settings.database is not None and settings.database.password_file is not None:
         files.append(("database.password_file", settings.database.password_file, True))
+    if settings.vault is None:
+        return files
+    files.append(("vault.ca_file", settings.vault.ca_file, False))
     for name, login in (("intake", settings.vault.intake), ("release", settings.vault.release)):
         if login is None:
             continue
@@ -256,7 +319,7 @@ def _files_of(settings: Settings) -> list[tuple[str, Path, bool]]:
     return files
 
 
-def _file_problems(settings: Settings) -> list[str]:
+def _file_problems(settings: Settings | _Parts) -> list[str]:
     problems = []
     for name, path, secret in _files_of(settings):
         if not path.is_file():
@@ -265,50 +328,79 @@ def _file_problems(settings: Settings) -> list[str]:
             problems.append(f"{name}: cannot be read: {path}")
         elif secret and path.stat().st_mode & 0o077:
             problems.append(f"{name}: others may read it: chmod 600 {path}")
-    if settings.profile == "production":
-        for name, path in (
-            ("server.certificate", settings.server.certificate),
-            ("server.client_ca", settings.server.client_ca),
-            ("vault.ca_file", settings.vault.ca_file),
-        ):
-            if path.is_file() and _is_from_development_ca(path):
-                problems.append(f"{name}: comes from the development CA, which production refuses")
+        elif name in _CERTIFICATES and not _certificates_in(path):
+            problems.append(f"{name}: is no PEM certificate: {path}")
+        elif name in _CERTIFICATES and settings.profile == "production" and _is_from_development_ca(path):
+            problems.append(f"{name}: comes from the development CA, which production refuses")
+        elif name == "server.private_key" and settings.server is not None:
+            problems += _key_problems(path, settings.server.certificate)
     return problems
 
 
-def _is_from_development_ca(path: Path) -> bool:
+_CERTIFICATES = frozenset({"server.certificate", "server.client_ca", "vault.ca_file"})
+
+
+def _certificates_in(path: Path) -> Sequence[x509.Certificate]:
     from cryptography import x509
 
     try:
-        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError):
-        return False
-    return any(DEVELOPMENT_MARK in certificate.issuer.rfc4514_string() for certificate in certificates)
+        return []
 
 
-def _database_problems(settings: Settings) -> list[str]:
-    url = urlsplit(settings.database.url)
-    if url.scheme not in ("sqlite", "postgresql"):
+def _key_problems(path: Path, certificate: Path) -> list[str]:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        return [f"server.private_key: is no PEM private key without a password: {path}"]
+    chain = _certificates_in(certificate)
+    if chain and chain[0].public_key() != key.public_key():
+        return ["server.private_key: does not belong to server.certificate"]
+    return []
+
+
+def _is_from_development_ca(path: Path) -> bool:
+    return any(DEVELOPMENT_MARK in found.issuer.rfc4514_string() for found in _certificates_in(path))
+
+
+def _database_problems(settings: Settings | _Parts) -> list[str]:
+    if settings.database is None:
+        return []
+    text = settings.database.url
+    url, query = urlsplit(text), parse_qs(urlsplit(text).query)
+    if url.scheme == "sqlite":
+        if not text.startswith(_SQLITE) or not _names_a_file(text):
+            return ["database.url: must name a file, as in sqlite:////var/lib/cardvault/vault.db"]
+        folder = Path(text.removeprefix(_SQLITE)).parent
+        return [] if folder.is_dir() else [f"database.url: no such folder: {folder}"]
+    if url.scheme != "postgresql":
         return ["database.url: must begin with sqlite:/// or postgresql://"]
     problems = []
-    if url.password:
+    if url.password or "password" in query:
         problems.append("database.url: holds a password; put it into a file and name it in database.password_file")
-    if url.scheme == "postgresql" and settings.profile == "production":
-        query = parse_qs(url.query)
-        hosts = [url.hostname or "", *query.get("host", [])]
+    if settings.profile == "production":
+        hosts = [url.hostname or "", *query.get("host", []), *query.get("hostaddr", [])]
         over_network = any(host and not host.startswith("/") for host in hosts)
         if over_network and query.get("sslmode") != ["verify-full"]:
             problems.append("database.url: production needs sslmode=verify-full (PCI DSS 4.2.1)")
     return problems
 
 
-def _vault_problems(settings: Settings) -> list[str]:
+def _vault_problems(settings: Settings | _Parts) -> list[str]:
     problems = []
-    if urlsplit(settings.vault.address).scheme != "https":
+    if settings.vault is not None and urlsplit(settings.vault.address).scheme != "https":
         problems.append("vault.address: must begin with https://")
+    if settings.server is None:
+        return problems
     served = set(settings.server.services)
     if not served:
         problems.append("server.services: names no service")
+    if settings.vault is None:
+        return problems
     if served & INTAKE_SERVICES and settings.vault.intake is None:
         problems.append("vault.intake: is needed to serve checkout")
     if served & RELEASE_SERVICES and settings.vault.release is None:
@@ -316,7 +408,9 @@ def _vault_problems(settings: Settings) -> list[str]:
     return problems
 
 
-def _identity_problems(settings: Settings) -> list[str]:
+def _identity_problems(settings: Settings | _Parts) -> list[str]:
+    if settings.identities is None:
+        return []
     problems = []
     seen: set[str] = set()
     for section in settings.identities:

@@ -9,7 +9,7 @@ import typer
 
 from vault.config import ConfigProblems, Settings, load
 from vault.domain.errors import StoreUnavailable
-from vault.store import schema
+from vault.store import DatabaseRefused, schema
 
 
 def upgrade(config: Path, *, dry_run: bool) -> int:
@@ -26,8 +26,8 @@ def upgrade(config: Path, *, dry_run: bool) -> int:
         else:
             schema.upgrade(settings.database_url())
             typer.echo(f"schema {current or 'none'} -> {wanted}")
-    except StoreUnavailable as e:
-        typer.echo(f"database: {e.reason}", err=True)
+    except (StoreUnavailable, DatabaseRefused) as e:
+        typer.echo(f"database: {e}", err=True)
         return 2
     return 0
 
@@ -39,8 +39,8 @@ def status(config: Path, *, as_json: bool) -> int:
         return 2
     try:
         current, wanted = _versions(settings)
-    except StoreUnavailable as e:
-        typer.echo(f"database: {e.reason}", err=True)
+    except (StoreUnavailable, DatabaseRefused) as e:
+        typer.echo(f"database: {e}", err=True)
         return 2
     if as_json:
         typer.echo(json.dumps({"schema": current, "wanted": wanted}))

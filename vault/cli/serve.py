@@ -45,6 +45,7 @@ def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
     """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered."""
     from vault.app import App, StartRefused
     from vault.rpc.access import PolicyGap
+    from vault.store import DatabaseRefused
     from vault.telemetry import configure_logs
 
     harden()
@@ -56,8 +57,12 @@ def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
             app = App(settings)
         except PolicyGap as e:
             return _refuse(e.gaps)
-        except (OSError, RuntimeError) as e:
-            return _refuse([f"server: cannot start ({e.strerror if isinstance(e, OSError) else 'cannot listen'})"])
+        except DatabaseRefused as e:
+            return _refuse([f"database: {e}"])
+        except OSError as e:
+            return _refuse([f"server: cannot start ({e.strerror})"])
+        except RuntimeError:
+            return _refuse([f"server.listen: cannot listen on {settings.server.listen}"])
         try:
             app.preflight()
         except StartRefused as e:

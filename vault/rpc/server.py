@@ -29,6 +29,9 @@ MAX_MESSAGE_BYTES = 64 * 1024
 READY = "ready"
 """Health name for: every service of this process can do its work. The empty name only says the process is up."""
 
+_FAREWELL = 0.5
+"""Seconds in which those that watch health hear NOT_SERVING before their streams end."""
+
 _HEALTH = "grpc.health.v1.Health"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -122,6 +125,7 @@ class Server:
         self._health = health_aio.HealthServicer()
         self._states: dict[str, bool] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._server = grpc.aio.server(options=_OPTIONS, compression=grpc.Compression.NoCompression)
         handlers = [_handlers_of(SERVICES[name], servicer, rules, door) for name, servicer in servicers.items()]
         self._server.add_generic_rpc_handlers((*handlers, self._health_handlers()))
@@ -146,6 +150,7 @@ class Server:
         if self._watch is not None:
             self._watch.cancel()
         await self._health.enter_graceful_shutdown()
+        self._stopping.set()
         await self._server.stop(grace.total_seconds())
 
     async def check_now(self) -> Mapping[str, bool]:
@@ -173,12 +178,25 @@ class Server:
             pause = self._check_every if all(ready.values()) else min(self._check_every, timedelta(seconds=1))
             await asyncio.sleep(pause.total_seconds())
 
+    async def _follow_health(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """Health's own Watch never ends, so it would hold up every stop for the whole grace."""
+        following = asyncio.ensure_future(self._health.Watch(request, context))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((following, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((following,), timeout=_FAREWELL)
+            if following.done():
+                await following
+        finally:
+            following.cancel()
+            stopping.cancel()
+
     def _health_handlers(self) -> grpc.GenericRpcHandler:
         check = self._door.guard_open(
             method="Check", request_type=health_pb2.HealthCheckRequest, handler=self._health.Check
         )
         watch = self._door.guard_open_stream(
-            method="Watch", request_type=health_pb2.HealthCheckRequest, handler=self._health.Watch
+            method="Watch", request_type=health_pb2.HealthCheckRequest, handler=self._follow_health
         )
         return grpc.method_handlers_generic_handler(
             _HEALTH,
