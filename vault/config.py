@@ -231,14 +231,15 @@ def _readable_parts(raw: Mapping[str, Any], unknown: Sequence[tuple[int | str, .
             place = place[part]
         del place[key]
     listed = known.get("identities")
-    sections = [_readable(IdentitySection, item) for item in listed] if isinstance(listed, list) else None
+    items = listed if isinstance(listed, list) else [None]
+    identities = tuple(section for item in items if (section := _readable(IdentitySection, item)) is not None)
     return _Parts(
         # Of an unknown profile nothing is known, so nothing is demanded for it.
         profile="production" if known.get("profile", "production") == "production" else "development",
         server=_readable(ServerSection, known.get("server")),
         database=_readable(DatabaseSection, known.get("database")),
         vault=_readable(VaultSection, known.get("vault")),
-        identities=tuple(section for section in sections if section is not None) if sections else None,
+        identities=None if items and not identities else identities,
     )
 
 

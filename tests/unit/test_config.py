@@ -1,0 +1,364 @@
+"""The configuration file: every problem at once, by name, and never a value that may be secret."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vault.config import LEAKING_VARIABLES, ConfigProblems, Settings, load, problems_with
+from vault.domain.caller import Role
+from vault.embedded.pki import CertificateFiles, DevelopmentCa
+
+SECRET = "correct-horse-battery"
+SHOP = {"uri": "spiffe://shop.example/checkout", "role": "checkout", "tenant": "shop"}
+ACQUIRER = {
+    "uri": "spiffe://acquirer.example/gateway",
+    "role": "processor",
+    "processor": "acquirer",
+    "tenants": ["shop", "other"],
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
+    return DevelopmentCa.load_or_create(tmp_path_factory.mktemp("pki")).issue_server()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LEAKING_VARIABLES, "GRPC_VERBOSITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def facts(files: CertificateFiles, tmp_path: Path) -> dict[str, Any]:
+    """A good file."""
+    for name in ("role_id", "secret_id", "token"):
+        (tmp_path / name).write_text(SECRET)
+        (tmp_path / name).chmod(0o600)
+    return {
+        "environment": "test",
+        "profile": "development",
+        "server": {
+            "certificate": str(files.cert_file),
+            "private_key": str(files.key_file),
+            "client_ca": str(files.ca_file),
+        },
+        "database": {"url": "sqlite:///vault.db"},
+        "vault": {
+            "address": "https://vault.example:8200",
+            "ca_file": str(files.ca_file),
+            "intake": {"role_id_file": "role_id", "secret_id_file": "secret_id"},
+            "release": {"token_file": "token"},
+        },
+        "identities": [SHOP, ACQUIRER],
+    }
+
+
+def write(facts: Mapping[str, Any], folder: Path) -> Path:
+    """As TOML: inline tables everywhere, whose keys are those of JSON."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{json.dumps(k)} = {shown(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(shown(item) for item in value) + "]"
+        return json.dumps(value)
+
+    file = folder / "cardvault.toml"
+    file.write_text("".join(f"{json.dumps(k)} = {shown(v)}\n" for k, v in facts.items()), encoding="utf-8")
+    return file
+
+
+def problems_of(facts: Mapping[str, Any], folder: Path) -> list[str]:
+    """Why the file is refused."""
+    try:
+        load(write(facts, folder))
+    except ConfigProblems as e:
+        found = list(e.problems)
+    else:
+        found = []
+    assert SECRET not in repr(found)
+    return found
+
+
+def changed(facts: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """With one key replaced; None removes it."""
+    copied: dict[str, Any] = json.loads(json.dumps(facts))
+    *parents, key = path.split(".")
+    place: Any = copied
+    for part in parents:
+        place = place[part]
+    if value is None:
+        place.pop(key)
+    else:
+        place[key] = value
+    return copied
+
+
+def test_a_good_file_is_read_and_its_paths_count_from_its_folder(facts: dict[str, Any], tmp_path: Path) -> None:
+    settings = load(write(facts, tmp_path))
+
+    assert settings.vault.intake is not None
+    assert settings.vault.intake.role_id_file == tmp_path / "role_id"
+    assert settings.sqlite_file() == tmp_path / "vault.db"
+    assert settings.database_url() == f"sqlite:///{tmp_path / 'vault.db'}"
+    assert [identity.role for identity in settings.identities_by_uri().values()] == [Role.CHECKOUT, Role.PROCESSOR]
+    assert {name: set(tenants) for name, tenants in settings.processors().items()} == {"acquirer": {"shop", "other"}}
+
+
+@pytest.mark.parametrize("name", LEAKING_VARIABLES)
+def test_each_variable_that_leaks_is_refused(
+    facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, SECRET)
+
+    assert problems_of(facts, tmp_path) == [
+        f"environment variable {name} is set: it would leak keys or messages; unset it"
+    ]
+
+
+@pytest.mark.parametrize(("value", "leaks"), [("DEBUG", True), ("debug", True), ("INFO", False), ("", False)])
+def test_grpc_may_speak_but_not_of_everything(
+    facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, *, leaks: bool
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", value)
+
+    assert bool(problems_of(facts, tmp_path)) is leaks
+
+
+SHAPES: dict[str, tuple[str, Any, str]] = {
+    "unknown key": ("surprise", SECRET, "surprise: Extra inputs are not permitted"),
+    "unknown key of a section": ("vault.token", SECRET, "vault.token: Extra inputs are not permitted"),
+    "unknown key of a login": (
+        "vault.intake.secret_id",
+        SECRET,
+        "vault.intake.secret_id: Extra inputs are not permitted",
+    ),
+    "no environment": ("environment", None, "environment: Field required"),
+    "odd environment": (
+        "environment",
+        "Live 1",
+        "environment: must be 1 to 63 lower-case letters, digits and dashes, beginning with a letter",
+    ),
+    "no section": ("database", None, "database: Field required"),
+    "a section that is none": (
+        "database",
+        7,
+        "database: Input should be a valid dictionary or instance of DatabaseSection",
+    ),
+    "unknown profile": ("profile", "staging", "profile: Input should be 'production' or 'development'"),
+    "too few threads": ("server.threads", 1, "server.threads: Input should be greater than or equal to 2"),
+    "two ways in": (
+        "vault.intake.token_file",
+        "token",
+        "vault.intake: give token_file, or role_id_file and secret_id_file, not both",
+    ),
+    "half a way in": (
+        "vault.intake.secret_id_file",
+        None,
+        "vault.intake: give role_id_file and secret_id_file, or token_file",
+    ),
+    "no service": ("server.services", [], "server.services: names no service"),
+    "unknown service": (
+        "server.services",
+        ["admin"],
+        "server.services.0: Input should be 'checkout', 'account' or 'processor'",
+    ),
+    "no login for checkout": ("vault.intake", None, "vault.intake: is needed to serve checkout"),
+    "no login for the processor": ("vault.release", None, "vault.release: is needed to serve the processor"),
+    "Vault in clear": ("vault.address", "http://vault.example:8200", "vault.address: must begin with https://"),
+    "nobody": ("identities", [], "identities: none, so nobody could call"),
+    "the same twice": ("identities", [SHOP, SHOP], f"identities: {SHOP['uri']} stands twice"),
+    "a URI of the web": (
+        "identities",
+        [{**SHOP, "uri": "https://shop.example/checkout"}],
+        "identities.0: uri must look like spiffe://trust-domain/path",
+    ),
+    "a processor with one tenant": (
+        "identities",
+        [SHOP, {**ACQUIRER, "tenant": "shop"}],
+        "identities.1: a processor needs `processor` and `tenants`, and no `tenant`",
+    ),
+    "a checkout with two": (
+        "identities",
+        [{**SHOP, "tenants": ["other"]}],
+        "identities.0: checkout and account need `tenant` alone",
+    ),
+    "an odd tenant": (
+        "identities",
+        [{**SHOP, "tenant": "Shop"}],
+        "identities.0: tenant must be 1 to 63 lower-case letters, digits and dashes, beginning with a letter",
+    ),
+    "another database": ("database.url", "mysql://db/x", "database.url: must begin with sqlite:/// or postgresql://"),
+    "SQLite in memory": (
+        "database.url",
+        "sqlite:///:memory:",
+        "database.url: must name a file, as in sqlite:////var/lib/cardvault/vault.db",
+    ),
+    "SQLite without a file": (
+        "database.url",
+        "sqlite://",
+        "database.url: must name a file, as in sqlite:////var/lib/cardvault/vault.db",
+    ),
+    "SQLite nowhere": ("database.url", "sqlite:////nowhere/vault.db", "database.url: no such folder: /nowhere"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "problem"), SHAPES.values(), ids=SHAPES)
+def test_what_is_wrong_is_said_by_name(
+    facts: dict[str, Any], tmp_path: Path, path: str, value: Any, problem: str
+) -> None:
+    assert problems_of(changed(facts, path, value), tmp_path) == [problem]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://cardvault:{SECRET}@db.example/cardvault",
+        f"postgresql://cardvault@db.example/cardvault?password={SECRET}",
+        f"postgresql:///cardvault?host=/run/postgresql&user=cardvault&password={SECRET}",
+    ],
+)
+def test_a_password_in_the_url_is_refused(facts: dict[str, Any], tmp_path: Path, url: str) -> None:
+    assert problems_of(changed(facts, "database.url", url), tmp_path) == [
+        "database.url: holds a password; put it into a file and name it in database.password_file"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_safe"),
+    [
+        ("postgresql://cardvault@db.example/cardvault?sslmode=verify-full", True),
+        ("postgresql:///cardvault?host=/run/postgresql", True),
+        ("postgresql://cardvault@db.example/cardvault", False),
+        ("postgresql://cardvault@db.example/cardvault?sslmode=require", False),
+        ("postgresql://cardvault@db.example/cardvault?sslmode=verify-ca", False),
+        ("postgresql://cardvault@db.example/cardvault?sslmode=verify-full&sslmode=disable", False),
+        ("postgresql:///cardvault?host=db.example", False),
+        ("postgresql:///cardvault?hostaddr=192.0.2.1", False),
+    ],
+)
+def test_production_talks_to_postgresql_over_verified_tls(
+    facts: dict[str, Any], tmp_path: Path, url: str, *, is_safe: bool
+) -> None:
+    settings = load(write(changed(facts, "database.url", url), tmp_path)).model_copy(update={"profile": "production"})
+
+    found = [problem for problem in problems_with(settings, {}) if problem.startswith("database")]
+
+    assert found == ([] if is_safe else ["database.url: production needs sslmode=verify-full (PCI DSS 4.2.1)"])
+
+
+def test_production_is_what_an_unnamed_profile_is(facts: dict[str, Any], tmp_path: Path) -> None:
+    problems = problems_of(changed(facts, "profile", None), tmp_path)
+
+    assert problems == [
+        f"{name}: comes from the development CA, which production refuses"
+        for name in ("server.certificate", "server.client_ca", "vault.ca_file")
+    ]
+
+
+def test_a_problem_of_shape_hides_no_other(facts: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "secret_id").chmod(0o640)
+    wrong = changed(facts, "server.threads", "many")
+    wrong = changed(wrong, "vault.surprise", SECRET)
+    wrong = changed(wrong, "vault.address", "http://vault.example")
+    wrong = changed(wrong, "database.url", "oracle://db")
+    wrong = changed(wrong, "identities", [SHOP, SHOP, {**SHOP, "uri": "nobody"}])
+
+    assert problems_of(wrong, tmp_path) == [
+        "server.threads: Input should be a valid integer, unable to parse string as an integer",
+        "vault.surprise: Extra inputs are not permitted",
+        "identities.2: uri must look like spiffe://trust-domain/path",
+        f"vault.intake.secret_id_file: others may read it: chmod 600 {tmp_path / 'secret_id'}",
+        "database.url: must begin with sqlite:/// or postgresql://",
+        "vault.address: must begin with https://",
+        f"identities: {SHOP['uri']} stands twice",
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o660, 0o644])
+@pytest.mark.parametrize(
+    "key", ["server.private_key", "database.password_file", "vault.intake.secret_id_file", "vault.release.token_file"]
+)
+def test_a_secret_that_others_may_read_is_refused(
+    facts: dict[str, Any], files: CertificateFiles, tmp_path: Path, key: str, mode: int
+) -> None:
+    file = tmp_path / "open"
+    file.write_bytes(files.key_file.read_bytes())
+    file.chmod(mode)
+
+    assert problems_of(changed(facts, key, str(file)), tmp_path) == [f"{key}: others may read it: chmod 600 {file}"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("server.certificate", "server.private_key", "server.client_ca", "vault.ca_file"),
+        *("vault.intake.role_id_file", "vault.intake.secret_id_file", "vault.release.token_file"),
+    ],
+)
+def test_a_missing_file_is_refused(facts: dict[str, Any], tmp_path: Path, key: str) -> None:
+    assert problems_of(changed(facts, key, "nowhere"), tmp_path) == [f"{key}: no such file: {tmp_path / 'nowhere'}"]
+
+
+def test_files_that_are_not_what_they_should_be_are_refused(
+    facts: dict[str, Any], files: CertificateFiles, tmp_path: Path
+) -> None:
+    other = DevelopmentCa.load_or_create(tmp_path / "other").issue_server()
+
+    assert [
+        problems_of(changed(facts, key, str(value)), tmp_path)
+        for key, value in (
+            ("server.certificate", tmp_path / "token"),
+            ("server.private_key", tmp_path / "token"),
+            ("server.private_key", other.key_file),
+            ("server.client_ca", files.key_file),
+        )
+    ] == [
+        [f"server.certificate: is no PEM certificate: {tmp_path / 'token'}"],
+        [f"server.private_key: is no PEM private key without a password: {tmp_path / 'token'}"],
+        ["server.private_key: does not belong to server.certificate"],
+        [f"server.client_ca: is no PEM certificate: {files.key_file}"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"a = \n" + SECRET.encode(), "is not valid TOML"), (b"\xff\xfe", "is not valid TOML"), (None, "cannot be read")],
+)
+def test_what_is_no_file_of_ours_is_refused_without_its_text(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    file = tmp_path / "cardvault.toml"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(ConfigProblems) as caught:
+        load(file)
+
+    [found] = caught.value.problems
+    assert found.startswith(f"{file}: {problem}")
+    assert SECRET not in found
+
+
+def test_the_password_comes_from_its_file_whatever_letters_it_has(facts: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("p@ss/w:rd?#%\n")
+    (tmp_path / "password").chmod(0o600)
+    facts["database"] = {"url": "postgresql://cardvault@db.example:5433/cards?x=1", "password_file": "password"}
+
+    settings = load(write(facts, tmp_path))
+
+    assert settings.database_url() == "postgresql://cardvault:p%40ss%2Fw%3Ard%3F%23%25@db.example:5433/cards?x=1"
+    assert "p@ss" not in repr(settings)
+
+
+def test_settings_cannot_be_changed(facts: dict[str, Any], tmp_path: Path) -> None:
+    settings: Settings = load(write(facts, tmp_path))
+
+    with pytest.raises(ValueError, match="frozen"):
+        settings.profile = "production"
