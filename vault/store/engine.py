@@ -67,7 +67,9 @@ def open_engines(url: str, limits: Limits, *, create: bool = False) -> Engines:
         writer = _engine(
             "sqlite+pysqlite://",
             limits,
-            pool_size=1,  # the one writer: whoever holds this connection may write
+            # The one writer of this process. Another process has one too: who begins second waits in BEGIN IMMEDIATE,
+            # for as long as a lock may be waited for.
+            pool_size=1,
             module=sqlite.driver(),
             creator=lambda: sqlite.connect(path, lock_timeout=lock_timeout, read_only=False, create=create),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
 from vault.store.columns import Engine
@@ -51,6 +51,20 @@ class Link:
     def batch_count(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> int:
         """How many rows an UPDATE or DELETE changed for the rows given; of an INSERT it says nothing."""
         return self.count(batch.statement, {**batch.given.params(rows), **more}) if rows else 0
+
+    def batch_rows_unless_conflict(self, batch: Batch, rows: Sequence[Sequence[Any]]) -> Sequence[Row[Any]] | None:
+        """As `batch_rows`; None where a key refused a row: then the statement has no effect, and work goes on."""
+        if not rows:
+            return ()
+
+        def attempt() -> Sequence[Row[Any]] | None:
+            try:
+                with self._connection.begin_nested():
+                    return self._connection.execute(batch.statement, batch.given.params(rows)).all()
+            except IntegrityError:
+                return None
+
+        return self._run(attempt)
 
     @property
     def locks_rows(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
+import psycopg
 import sqlalchemy
 from sqlalchemy import Connection, event, make_url
 
@@ -12,9 +13,24 @@ BEGIN_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED"
 BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WARNED = "cardvault_warned"
 
+DriverError = psycopg.Error
+
 # Every statement finds its rows by key, so one plan serves all values and all sizes of a table: planned once for each
-# connection, and the same at a thousand cards and at a million, whatever the statistics say.
-_PLANS = ("-c plan_cache_mode=force_generic_plan", "-c enable_seqscan=off", "-c jit=off")
+# connection, and the same at a thousand cards and at a million, whatever the statistics say. A bitmap would collect
+# and sort all that is left of a walk to cut one page from it.
+_PLANS = (
+    "-c plan_cache_mode=force_generic_plan",
+    "-c enable_seqscan=off",
+    "-c enable_bitmapscan=off",
+    "-c jit=off",
+)
+
+_FOR_LONG = {
+    "idle_session_timeout": "0",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
 
 _MUST_BE_ON = {
     "fsync": "fsync is off: a power cut can lose the whole database",
@@ -81,6 +97,39 @@ def committed_with_warning(connection: Connection) -> bool:
     success and a warning: the transaction is on this server only and may not survive a fail-over.
     """
     return bool(connection.info.pop(_WARNED, False))
+
+
+def connect_for_long(url: str, connect_timeout: timedelta) -> psycopg.Connection[Any]:
+    """A connection of the driver, beside every pool, that may be idle for hours. Raises `DriverError`.
+
+    Both ends notice soon if the other host is gone: the server then ends the session and what it holds.
+    """
+    limit = timedelta(seconds=10)
+    arguments = connect_args(
+        url,
+        connect_timeout=connect_timeout,
+        statement_timeout=limit,
+        lock_timeout=limit,
+        idle_in_transaction_timeout=limit,
+        application_name="cardvault-lock",
+    )
+    address = make_url(url).set(drivername="postgresql+psycopg")
+    _, where = address.get_dialect()().create_connect_args(address)
+    connection: psycopg.Connection[Any] = psycopg.connect(**{**where, **arguments})
+    try:
+        for name, value in _FOR_LONG.items():
+            # Through the view, because an older server does not know every one of them.
+            connection.execute("SELECT set_config(name, %s, false) FROM pg_settings WHERE name = %s", (value, name))
+    except DriverError:
+        connection.close()
+        raise
+    return connection
+
+
+def answer(connection: psycopg.Connection[Any], question: LiteralString, value: int) -> bool:
+    """The one boolean that a query returns. Raises `DriverError`."""
+    row = connection.execute(question, (value,)).fetchone()
+    return bool(row is not None and row[0])
 
 
 def weaknesses(connection: Connection) -> list[str]:

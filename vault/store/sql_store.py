@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import sqlalchemy
@@ -11,13 +11,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
-from vault.store import postgresql, schema, sqlite
+from vault.store import exclusive, postgresql, schema, sqlite
 from vault.store.columns import Engine
 from vault.store.engine import Engines, Limits, open_engines
 from vault.store.faults import COMMIT_UNKNOWN, ERROR, reason_for_commit, unavailable
 from vault.store.link import Link
-from vault.store.reader import SqlReader
-from vault.store.writer import SqlWriter
+from vault.store.operators import SqlOperatorReader, SqlOperatorWriter
 
 _PROBE = "cardvault.probe"
 
@@ -27,7 +26,10 @@ class _NoTrace(Exception):
 
 
 class SqlStore:
-    """Implements `ports.Store` on SQLite and PostgreSQL. It never asks the database for the time."""
+    """Implements `ports.Store` and `ports_operator.OperatorStore` on SQLite and PostgreSQL.
+
+    It never asks the database for the time.
+    """
 
     def __init__(self, url: str, *, limits: Limits | None = None) -> None:
         """Connects on first use. Raises `vault.store.DatabaseRefused` for a URL or driver that cannot work."""
@@ -42,20 +44,20 @@ class SqlStore:
         return self._engines.kind
 
     @contextmanager
-    def reading(self) -> Iterator[SqlReader]:
+    def reading(self) -> Iterator[SqlOperatorReader]:
         """A snapshot to read from. The database itself refuses to write in it."""
         connection = self._begin(self._engines.reader)
         try:
-            yield SqlReader(Link(connection, self.kind))
+            yield SqlOperatorReader(Link(connection, self.kind))
         finally:
             _end(connection)
 
     @contextmanager
-    def writing(self) -> Iterator[SqlWriter]:
+    def writing(self) -> Iterator[SqlOperatorWriter]:
         """One transaction: commits when the block ends, rolls back when it raises."""
         connection = self._begin(self._engines.writer)
         link = Link(connection, self.kind)
-        tx = SqlWriter(link)
+        tx = SqlOperatorWriter(link)
         try:
             yield tx
             tx.require_evidence()
@@ -70,6 +72,13 @@ class SqlStore:
             self._wal_holds_erased = True
         if self._wal_holds_erased:
             self._clear_wal()
+
+    def exclusively(self, what: str) -> AbstractContextManager[None]:
+        """Hold a lock of this name across processes and hosts while the block runs; gone when the process dies.
+
+        Raises `Busy` at once if another holds it, and `StoreUnavailable('lock_lost')` at the end if it was lost.
+        """
+        return exclusive.held(self._url, self._limits, what)
 
     def check(self) -> None:
         """Prove that a write would work, without leaving a trace."""

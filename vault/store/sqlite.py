@@ -1,4 +1,7 @@
-"""SQLite as cardvault uses it: WAL, every commit flushed, deleted bytes overwritten, one writer."""
+"""SQLite as cardvault uses it: WAL, every commit flushed, deleted bytes overwritten, one writer for each process.
+
+Several processes may work on one file: operator commands run beside a server.
+"""
 
 from __future__ import annotations
 

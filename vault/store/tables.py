@@ -102,14 +102,24 @@ card_secrets = Table(
     Column("record_version", BigInteger, nullable=False, comment="grows with each new sealing; bound into the seal"),
     Column("fingerprint", LargeBinary, nullable=False, comment="keyed hash that finds the card again"),
     Column("fingerprint_version", BigInteger, nullable=False, comment="version of the transit key that made it"),
+    Column("previous_wrapped_key", Text, comment="the same data key under its former wrap; null if none"),
+    Column("previous_kek_version", BigInteger, comment="version of the transit key of the former wrap"),
     PrimaryKeyConstraint("tenant_id", "token"),
     # Deferred, so that the fingerprint can decide who may insert before anything else of the card is written.
     ForeignKeyConstraint(
         ["tenant_id", "token"], ["cards.tenant_id", "cards.token"], deferrable=True, initially="DEFERRED"
     ),
     UniqueConstraint("tenant_id", "fingerprint"),
-    Index("ix_card_secrets_kek_version", "kek_version"),
+    Index("ix_card_secrets_wraps", "kek_version", "tenant_id", "token"),
+    Index("ix_card_secrets_fingerprint_version", "fingerprint_version"),
     comment="What opens a stored card; a table of its own, so that it can have a privilege of its own",
+)
+Index(
+    "ix_card_secrets_previous_wraps",
+    card_secrets.c.kek_version,
+    card_secrets.c.previous_kek_version,
+    sqlite_where=card_secrets.c.previous_kek_version.is_not(None),
+    postgresql_where=card_secrets.c.previous_kek_version.is_not(None),
 )
 
 once_keys = Table(

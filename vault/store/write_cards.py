@@ -17,6 +17,9 @@ from vault.store.link import Batch, Link
 from vault.store.rows import card_values, consent_values, secret_values
 from vault.store.tables import card_secrets, cards, consents
 
+NO_FORMER_WRAP = {"previous_wrapped_key": None, "previous_kek_version": None}
+"""For a card that gets another data key: the wrap of the one before would open nothing any more."""
+
 
 @cache
 def insert_consents(engine: Engine) -> Batch:
@@ -57,7 +60,7 @@ def _reseal_secrets(engine: Engine) -> Batch:
     replaced = ("wrapped_key", "kek_version", "ciphertext", "record_version")
     statement = (
         update(card_secrets)
-        .values({name: given.c[name] for name in replaced})
+        .values({name: given.c[name] for name in replaced} | NO_FORMER_WRAP)
         .where(
             card_secrets.c.tenant_id == given.c.tenant_id,
             card_secrets.c.token == given.c.token,

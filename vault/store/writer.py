@@ -47,7 +47,7 @@ class SqlWriter(SqlReader):
         self._changed = False
         self._event_recorded = False
         self.erased = False
-        """Whether cards were erased, so that their bytes must leave the write-ahead log."""
+        """Whether secrets were destroyed, so that their bytes must leave the write-ahead log."""
 
     def require_evidence(self) -> None:
         """Called before COMMIT. Raises `AssertionError` if something changed and no event says so."""
@@ -148,8 +148,7 @@ class SqlWriter(SqlReader):
     ) -> Erased:
         """Erase one card, or all cards of the customer."""
         erased = write_erasure.erase(self._link, tenant, customer, token, event_id=event_id, now=now)
-        self._noted(erased.cards)
-        self.erased |= erased.cards > 0
+        self._destroyed(erased.cards)
         return erased
 
     def put_setting(self, name: str, value: str) -> None:
@@ -160,3 +159,8 @@ class SqlWriter(SqlReader):
         """`outcome`, remembered as a change unless it is empty, zero or false."""
         self._changed |= bool(outcome)
         return outcome
+
+    def _destroyed(self, outcome: T) -> T:
+        """The same for what must not be found in old pages either."""
+        self.erased |= bool(outcome)
+        return self._noted(outcome)

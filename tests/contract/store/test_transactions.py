@@ -37,7 +37,7 @@ from vault.domain.errors import StoreUnavailable
 from vault.ports import Reader, Store, Writer
 from vault.store import Limits, SqlStore
 from vault.store.engine import open_engines
-from vault.store.reader import SqlReader
+from vault.store.operators import SqlOperatorReader
 
 SHORT = Limits(
     pool_size=2,
@@ -149,7 +149,7 @@ def test_a_reader_has_nothing_that_writes(store: SqlStore) -> None:
     writing_methods = {name for name in vars(Writer) if not name.startswith("_")}
 
     with store.reading() as tx:
-        assert type(tx) is SqlReader
+        assert type(tx) is SqlOperatorReader
         assert not [name for name in writing_methods if hasattr(tx, name)]
 
 

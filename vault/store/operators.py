@@ -1,0 +1,92 @@
+"""Transactions as operator commands see them: the methods of `ports_operator`, beside those that serving needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from vault.ports_operator import (
+    CardKey,
+    RekeyedCard,
+    Selection,
+    StoredSecret,
+    StoredWrap,
+    WrapReplacement,
+)
+from vault.store import read_wraps, write_wraps
+from vault.store.reader import SqlReader
+from vault.store.writer import SqlWriter
+
+
+class SqlOperatorReader(SqlReader):
+    """Implements `ports_operator.OperatorReader`; the docstrings there are the contract."""
+
+    __slots__ = ()
+
+    def count_wraps(self) -> Mapping[int, int]:
+        """Stored cards by version of their wrap."""
+        return read_wraps.count_wraps(self._link)
+
+    def count_previous_wraps(self) -> Mapping[int, int]:
+        """Former wraps by version."""
+        return read_wraps.count_former_wraps(self._link)
+
+    def count_once_wraps(self, *, now: datetime) -> Mapping[int, int]:
+        """Unspent, unexpired one-time tokens by version of their wrap."""
+        return read_wraps.count_once_wraps(self._link, now)
+
+    def count_fingerprints(self) -> Mapping[int, int]:
+        """Stored cards by version of their fingerprint."""
+        return read_wraps.count_fingerprints(self._link)
+
+    def wraps_below(self, version: int, *, after: CardKey | None, limit: int) -> Sequence[StoredWrap]:
+        """Wraps under older versions, in order, after a card. A page shorter than `limit` is the last."""
+        return read_wraps.wraps_below(self._link, version, after, limit)
+
+    def secrets(self, selection: Selection, *, after: CardKey | None, limit: int) -> Sequence[StoredSecret]:
+        """Stored cards in order, after a card. A page shorter than `limit` is the last."""
+        return read_wraps.secrets(self._link, selection, after, limit)
+
+    def count_secrets(self, selection: Selection) -> int:
+        """How many `secrets` would walk over, and cards whose secret was removed behind the vault's back."""
+        return read_wraps.count_secrets(self._link, selection)
+
+    def settings(self, prefix: str) -> Mapping[str, str]:
+        """Facts whose name begins with `prefix`."""
+        return read_wraps.settings_of(self._link, prefix)
+
+
+class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
+    """Implements `ports_operator.OperatorWriter`; the docstrings there are the contract."""
+
+    __slots__ = ()
+
+    def replace_wraps(self, replacements: Sequence[WrapReplacement]) -> frozenset[CardKey]:
+        """Exchange wraps where the stored one is still `old`, and keep that as the former wrap.
+
+        There is room for one former wrap: forget those of the rotation before only once they are not needed, and
+        before this one begins.
+        """
+        return self._noted(write_wraps.replace(self._link, replacements))
+
+    def forget_previous_wraps(self, *, limit: int) -> int:
+        """Remove former wraps for good."""
+        return self._destroyed(write_wraps.forget_former(self._link, limit))
+
+    def restore_previous_wraps(self, *, above: int, limit: int) -> int:
+        """Put the former wrap back where the current one is under a version greater than `above`.
+
+        Where the former one is too, it would help no more than the current one: both stay as they are.
+        """
+        return self._noted(write_wraps.restore_former(self._link, above, limit))
+
+    def rekey_cards(self, cards: Sequence[RekeyedCard]) -> frozenset[CardKey]:
+        """Replace wrap, ciphertext and fingerprint where the record version is still the expected one.
+
+        Where another card of the tenant has the new fingerprint already, the former one stays; the rest is replaced.
+        """
+        return self._destroyed(write_wraps.rekey(self._link, cards))
+
+    def delete_setting(self, name: str) -> None:
+        """Forget a fact."""
+        write_wraps.delete_setting(self._link, name)
