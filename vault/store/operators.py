@@ -47,6 +47,10 @@ class SqlOperatorReader(SqlReader):
         """Stored cards in order, after a card. A page shorter than `limit` is the last."""
         return read_wraps.secrets(self._link, selection, after, limit)
 
+    def secrets_of(self, cards: Sequence[CardKey]) -> Mapping[CardKey, StoredSecret]:
+        """These stored cards, as far as they exist."""
+        return read_wraps.secrets_of(self._link, cards)
+
     def count_secrets(self, selection: Selection) -> int:
         """How many `secrets` would walk over, and cards whose secret was removed behind the vault's back."""
         return read_wraps.count_secrets(self._link, selection)

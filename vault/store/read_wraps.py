@@ -30,8 +30,9 @@ from vault.domain.grant import SealedKey
 from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
 from vault.ports import Fingerprint
 from vault.ports_operator import CardKey, Selection, StoredSecret, StoredWrap
-from vault.store.columns import UtcTime, identifier
-from vault.store.link import Link
+from vault.store.columns import Engine, UtcTime, identifier
+from vault.store.given import Given
+from vault.store.link import Batch, Link
 from vault.store.rows import OPEN
 from vault.store.tables import card_secrets, cards, once_keys, settings
 
@@ -136,6 +137,18 @@ def _secrets(*, of_tenant: bool, since: bool, until: bool, with_cursor: bool) ->
 
 
 @cache
+def _secrets_of(engine: Engine) -> Batch:
+    given = Given(engine, [cards.c.tenant_id, cards.c.token])
+    statement = (
+        select(*_SHOWN, *_SECRET)
+        .select_from(given.rows)
+        .join(cards, and_(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token))
+        .join(card_secrets, and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token))
+    )
+    return Batch(statement, given)
+
+
+@cache
 def _count_secrets(*, of_tenant: bool, since: bool, until: bool) -> Any:
     # Of cards alone: an index answers that without the rows.
     statement = select(_MANY).select_from(cards).where(*_stored_between(since=since, until=until))
@@ -200,6 +213,12 @@ def secrets(link: Link, selection: Selection, after: CardKey | None, limit: int)
             break
         after = _key(rows[-1])
     return tuple(found[:limit])
+
+
+def secrets_of(link: Link, wanted: Sequence[CardKey]) -> Mapping[CardKey, StoredSecret]:
+    """Cards by name."""
+    rows = link.batch_rows(_secrets_of(link.engine), [(card.tenant, card.token) for card in dict.fromkeys(wanted)])
+    return {_key(row): _secret(row) for row in rows}
 
 
 def count_secrets(link: Link, selection: Selection) -> int:

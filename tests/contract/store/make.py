@@ -37,6 +37,7 @@ from vault.ports import (
     Store,
     Writer,
 )
+from vault.ports_operator import CardKey, OperatorStore, OperatorWriter, RekeyedCard, WrapReplacement
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
@@ -117,6 +118,26 @@ def sealed_again(old: NewCard) -> NewCard:
     )
 
 
+def key_of(new: NewCard) -> CardKey:
+    """Its name, as operator commands say it."""
+    return CardKey(new.tenant, new.token)
+
+
+def rewrapped(new: NewCard, *, version: int = 2) -> WrapReplacement:
+    """Its data key under another wrap."""
+    return WrapReplacement(key_of(new), new.sealed.key, sealed_key(version))
+
+
+def rekeyed(new: NewCard, *, fingerprint: bytes | None = None, version: int = 2) -> RekeyedCard:
+    """The same card under another data key."""
+    return RekeyedCard(
+        card=key_of(new),
+        from_record_version=new.sealed.record_version,
+        sealed=SealedCard(sealed_key(version), os.urandom(120), new.sealed.record_version + 1),
+        fingerprint=Fingerprint(version, fingerprint or os.urandom(32)),
+    )
+
+
 def ref(new: NewCard) -> CardRef:
     """Its name."""
     return CardRef(new.tenant, new.customer, new.token)
@@ -188,6 +209,14 @@ def record(
 @contextmanager
 def writing(store: Store) -> Iterator[Writer]:
     """A transaction that leaves evidence."""
+    with store.writing() as tx:
+        yield tx
+        tx.append_events([event()])
+
+
+@contextmanager
+def operating(store: OperatorStore) -> Iterator[OperatorWriter]:
+    """The same for operator commands."""
     with store.writing() as tx:
         yield tx
         tx.append_events([event()])

@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, bindparam, inspect, text
 
+from tests.support.world import NOW
 from vault.domain.errors import StoreUnavailable
-from vault.store import DatabaseRefused, SqlStore, current, head, upgrade
+from vault.store import DatabaseRefused, SqlStore, current, head, schema, upgrade
+from vault.store.columns import UtcTime
 from vault.store.engine import Limits, open_engines
 from vault.store.tables import metadata
 
@@ -60,6 +63,24 @@ def test_the_migrated_schema_is_the_one_that_the_code_describes(database_url: st
     assert differences == []
 
 
+def test_the_release_before_finds_its_way_in_the_newer_schema(empty_database_url: str) -> None:
+    _migrate(empty_database_url, "0001")
+    engines = open_engines(empty_database_url, Limits())
+    with engines.writer.begin() as connection:
+        _store_as_the_first_release(connection, "tok_1")
+    upgrade(empty_database_url)
+
+    with engines.writer.begin() as connection:
+        _store_as_the_first_release(connection, "tok_2")
+        connection.execute(text("UPDATE card_secrets SET wrapped_key = 'vault:v2:AA', kek_version = 2"))
+        kept = connection.execute(text("SELECT token, previous_wrapped_key, previous_kek_version FROM card_secrets"))
+        rows = sorted(tuple(row) for row in kept)
+
+    engines.dispose()
+    assert rows == [("tok_1", None, None), ("tok_2", None, None)]
+    assert current(empty_database_url) == head()
+
+
 def test_every_table_of_a_tenant_has_the_tenant_first_in_its_key_and_a_comment_on_every_column() -> None:
     for table in metadata.sorted_tables:
         assert table.comment
@@ -79,7 +100,7 @@ def test_partial_indexes_carry_their_condition_on_the_database(database_url: str
     with engines.reader.connect() as connection:
         found = {
             index["name"]: index
-            for table in ("grants", "audit_events")
+            for table in ("grants", "audit_events", "card_secrets")
             for index in inspect(connection).get_indexes(table)
         }
     engines.dispose()
@@ -87,6 +108,7 @@ def test_partial_indexes_carry_their_condition_on_the_database(database_url: str
     where = f"{engines.kind}_where"
     assert "open" in str(found["uq_grants_open"]["dialect_options"][where])
     assert "released" in str(found["uq_audit_events_released"]["dialect_options"][where])
+    assert "previous_kek_version" in str(found["ix_card_secrets_previous_wraps"]["dialect_options"][where])
     assert found["uq_grants_open"]["unique"]
     assert found["uq_audit_events_released"]["unique"]
 
@@ -129,3 +151,37 @@ def test_other_databases_are_refused_without_showing_the_url(url: str) -> None:
         SqlStore(url)
 
     assert "secret" not in str(caught.value)
+
+
+def _migrate(url: str, revision: str) -> None:
+    engines = open_engines(url, Limits(), create=True)
+    config = schema._config()
+    with engines.writer.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engines.dispose()
+
+
+def _store_as_the_first_release(connection: Connection, token: str) -> None:
+    """With the columns that the first schema had."""
+    consent = (
+        "INSERT INTO consents (tenant_id, consent_id, kind, customer_id, token, terms_version, terms_sha256, uses, "
+        "channel, locale, recorded_at, recorded_by) "
+        "VALUES ('shop', 'cns_' || :token, 'given', 'c', :token, '1', :mark, '1', 1, 'en', :now, 'x')"
+    )
+    shown = (
+        "INSERT INTO cards (tenant_id, token, customer_id, brand, last4, expiry_year, expiry_month, state, "
+        "default_rank, consent_id, created_at) "
+        "VALUES ('shop', :token, 'c', 1, '0000', 2031, 1, 1, 0, 'cns_' || :token, :now)"
+    )
+    secret = (
+        "INSERT INTO card_secrets (tenant_id, token, wrapped_key, kek_version, ciphertext, record_version, "
+        "fingerprint, fingerprint_version) VALUES ('shop', :token, 'vault:v1:AA', 1, :mark, 1, :mark, 1)"
+    )
+    now = bindparam("now", NOW, type_=UtcTime())
+    for statement in (consent, shown, secret):
+        prepared = text(statement)
+        if ":now" in statement:
+            prepared = prepared.bindparams(now)
+        given = {"token": token, "mark": token.encode()}
+        connection.execute(prepared, {name: value for name, value in given.items() if f":{name}" in statement})
