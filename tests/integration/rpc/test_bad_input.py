@@ -104,6 +104,12 @@ def onlooker(shop: Shop, rows_by_url: Callable[[str], Rows]) -> Onlooker:
     return Onlooker(shop, rows_by_url(shop.installation.database_url))
 
 
+@pytest.fixture
+def sqlite_onlooker(sqlite_shop: Shop, rows_by_url: Callable[[str], Rows]) -> Onlooker:
+    """For what is refused before any database could make a difference."""
+    return Onlooker(sqlite_shop, rows_by_url(sqlite_shop.installation.database_url))
+
+
 def parts_in(text: bytes, secret: tuple[str, ...], *, size: int = LONG_PART) -> list[str]:
     """Parts of secrets that stand in a text, also as JSON or Python would write them."""
     found = []
@@ -598,7 +604,7 @@ VALID: dict[str, Callable[[], Message]] = {
 
 @pytest.mark.parametrize(("method", "path"), SMUGGLING, ids=lambda v: v.name if hasattr(v, "name") else dotted(v))
 def test_a_card_number_in_any_other_field_is_refused(
-    onlooker: Onlooker, method: MethodDescriptor, path: tuple[FieldDescriptor, ...]
+    sqlite_onlooker: Onlooker, method: MethodDescriptor, path: tuple[FieldDescriptor, ...]
 ) -> None:
     for disguise in DISGUISES.values():
         pan = fresh_digits()
@@ -609,7 +615,7 @@ def test_a_card_number_in_any_other_field_is_refused(
         text = disguise(pan)
         setattr(target, path[-1].name, text.encode() if path[-1].type == FieldDescriptor.TYPE_BYTES else text)
 
-        refusal = onlooker.refused(method.name, request, pan, text)
+        refusal = sqlite_onlooker.refused(method.name, request, pan, text)
 
         assert refusal.code in (INVALID, NOT_FOUND, PERMISSION_DENIED)
         if refusal.code is INVALID:
@@ -631,29 +637,29 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_bytes_that_are_no_message_are_an_invalid_argument(onlooker: Onlooker, method: MethodDescriptor) -> None:
+def test_bytes_that_are_no_message_are_an_invalid_argument(sqlite_onlooker: Onlooker, method: MethodDescriptor) -> None:
     begins_with_text = method.input_type.fields[0].message_type is None
     for what, broken in BROKEN.items():
         if what == "text that is no UTF-8" and not begins_with_text:
             continue
 
-        refusal = onlooker.refused(method.name, broken)
+        refusal = sqlite_onlooker.refused(method.name, broken)
 
         assert (refusal.code, refusal.fields) == (INVALID, ("request",)), what
         assert refusal.text == "request: is not a valid message"
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - NOT_SERVED))
-def test_a_truncated_request_is_never_an_effect(onlooker: Onlooker, name: str) -> None:
+def test_a_truncated_request_is_never_an_effect(sqlite_onlooker: Onlooker, name: str) -> None:
     whole = VALID[name]().SerializeToString()
 
     codes = set()
     for length in range(0, len(whole) - 1, 9):
-        before = onlooker.rows.counts()
-        refusal = onlooker.send(METHODS[name], whole[:length])
+        before = sqlite_onlooker.rows.counts()
+        refusal = sqlite_onlooker.send(METHODS[name], whole[:length])
         if refusal is not None:
             codes.add(refusal.code)
-            assert onlooker.rows.counts() == before
+            assert sqlite_onlooker.rows.counts() == before
 
     assert codes <= {INVALID, NOT_FOUND, PERMISSION_DENIED}
     assert codes or name in {"ListCards", "EraseCustomer"}
@@ -690,16 +696,16 @@ def test_unknown_fields_are_dropped_and_change_nothing(shop: Shop, onlooker: Onl
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_message_above_the_limit_is_refused_unheard(onlooker: Onlooker, name: str) -> None:
-    before = onlooker.rows.counts(), onlooker.rows.total_events()
+def test_a_message_above_the_limit_is_refused_unheard(sqlite_onlooker: Onlooker, name: str) -> None:
+    before = sqlite_onlooker.rows.counts(), sqlite_onlooker.rows.total_events()
     filler = b"\xc2\x3e" + b"\xfe\xff\x03" + b"z" * MAX_MESSAGE_BYTES
 
-    refusal = onlooker.send(METHODS[name], filler)
+    refusal = sqlite_onlooker.send(METHODS[name], filler)
 
     assert refusal is not None
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert b"zzz" not in refusal.everything()
-    assert (onlooker.rows.counts(), onlooker.rows.total_events()) == before
+    assert (sqlite_onlooker.rows.counts(), sqlite_onlooker.rows.total_events()) == before
 
 
 def test_the_largest_message_is_heard(onlooker: Onlooker) -> None:
