@@ -1,4 +1,4 @@
-"""Puts the parts together: the only file that names concrete classes."""
+"""Puts the parts of a server together. Beside it only `parts` and `app_operator` name concrete classes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import structlog
 
-from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, LoginSection, Settings
+from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, Settings
 from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
-from vault.keyring.login import AppRoleLogin, TokenFileLogin, VaultAddress
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
+from vault.parts import open_store, open_vault
 from vault.readiness import Readiness
 from vault.rpc.access import SERVICES
 from vault.rpc.coalescer import Coalescer
@@ -28,8 +28,6 @@ from vault.rpc.server import Check, Server, TlsFiles
 from vault.rpc.servicers import AccountServicer, CheckoutServicer, ProcessorServicer, RunRead
 from vault.store import sqlite
 from vault.store.columns import Engine
-from vault.store.engine import Limits as StoreLimits
-from vault.store.sql_store import SqlStore
 from vault.system import SystemClock, SystemEntropy
 from vault.telemetry import where
 from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, UpdateCard
@@ -57,31 +55,6 @@ class StartRefused(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
-
-
-def open_store(settings: Settings) -> SqlStore:
-    """The database that the settings name. Raises `DatabaseRefused`."""
-    return SqlStore(settings.database_url(), limits=StoreLimits(pool_size=settings.database.pool_size))
-
-
-def open_vault(settings: Settings, login: LoginSection, *, connections: int) -> VaultSession:
-    """One login to Vault."""
-    vault = settings.vault
-    if login.token_file is not None:
-        way: AppRoleLogin | TokenFileLogin = TokenFileLogin(path=login.token_file)
-    else:
-        assert login.role_id_file is not None, "the settings were checked"
-        assert login.secret_id_file is not None, "the settings were checked"
-        way = AppRoleLogin(
-            role_id_file=login.role_id_file, secret_id_file=login.secret_id_file, mount=login.approle_mount
-        )
-    address = VaultAddress(
-        address=vault.address,
-        ca_file=vault.ca_file,
-        mount=vault.mount,
-        timeout=timedelta(seconds=vault.timeout_seconds),
-    )
-    return VaultSession(address=address, login=way, connections=connections)
 
 
 class App:

@@ -54,6 +54,10 @@ class DataKey:
         """Seal number and name for storage. A security code never goes in, nor does the expiry."""
         return self._seal(_pad(card.pan.reveal(), "", card.holder_name.reveal_text(), ""), binding, entropy)
 
+    def seal_again(self, card: OpenedCard, binding: Binding, entropy: Entropy) -> bytes:
+        """Seal an opened stored card anew, for storage."""
+        return self._seal(_pad(card.pan.reveal(), "", card.holder_name.reveal_text(), ""), binding, entropy)
+
     def seal_once(self, card: CardDetails, binding: Binding, entropy: Entropy) -> bytes:
         """Seal the whole card, with its security code if one was given, for a one-time token."""
         plaintext = _pad(

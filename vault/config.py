@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
@@ -109,6 +109,9 @@ class VaultSection(_Section):
     unwrap_threads: int = Field(default=8, ge=1, le=64)
     intake: LoginSection | None = None
     release: LoginSection | None = None
+    operator: LoginSection | None = None
+    """For `cardvault keys`; a server has no need of it, and should not have it."""
+    checkpointer: LoginSection | None = None
 
 
 class IdentitySection(_Section):
@@ -146,17 +149,15 @@ class IdentitySection(_Section):
         )
 
 
-class Settings(_Section):
-    """The whole file."""
+class CommonSettings(_Section):
+    """What every command that uses a file needs of it."""
 
     environment: Label
     """Label of this installation. It is part of what every card is bound to and can never be changed."""
     profile: Literal["production", "development"] = "production"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    server: ServerSection
     database: DatabaseSection
     vault: VaultSection
-    identities: tuple[IdentitySection, ...]
 
     def database_url(self) -> str:
         """The URL with the password from its file. Never print it. Raises `OSError`."""
@@ -171,6 +172,13 @@ class Settings(_Section):
         """The file of a SQLite database."""
         return Path(self.database.url.removeprefix(_SQLITE)) if self.database.url.startswith(_SQLITE) else None
 
+
+class Settings(CommonSettings):
+    """The whole file, for a server."""
+
+    server: ServerSection
+    identities: tuple[IdentitySection, ...]
+
     def identities_by_uri(self) -> Mapping[str, Identity]:
         """Identities by the URI of their certificates."""
         return {section.uri: section.identity() for section in self.identities}
@@ -184,8 +192,31 @@ class Settings(_Section):
         return served
 
 
+F = TypeVar("F", bound=CommonSettings)
+
+
+class OperatorSettings(CommonSettings):
+    """The file for operator commands; what it says of a server is not looked at."""
+
+    server: object = None
+    identities: object = None
+
+
 def load(path: Path) -> Settings:
-    """Read and check a file. Relative paths in it count from its own folder. Raises `ConfigProblems`."""
+    """Read and check a file for a server. Raises `ConfigProblems`."""
+    return _load(path, Settings)
+
+
+def load_for_operator(path: Path) -> OperatorSettings:
+    """Read and check a file for operator commands; `[server]` and `[[identities]]` may be absent.
+
+    Raises `ConfigProblems`.
+    """
+    return _load(path, OperatorSettings)
+
+
+def _load(path: Path, kind: type[F]) -> F:
+    """Relative paths in the file count from its own folder."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
@@ -194,7 +225,7 @@ def load(path: Path) -> Settings:
         raise ConfigProblems([f"{path}: is not valid TOML"]) from None
     resolved = _resolve(raw, path.parent.resolve())
     try:
-        settings = Settings.model_validate(resolved)
+        settings = kind.model_validate(resolved)
     except ValidationError as e:
         errors = e.errors(include_url=False, include_input=False, include_context=False)
         problems = [
@@ -202,8 +233,10 @@ def load(path: Path) -> Settings:
             for error in errors
         ]
         unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
-        raise ConfigProblems(problems + problems_with(_readable_parts(resolved, unknown), os.environ)) from None
-    problems = problems_with(settings, os.environ)
+        parts = _readable_parts(resolved, unknown)
+        raise ConfigProblems(problems + problems_with(parts, os.environ)) from None
+    looked_at = settings if isinstance(settings, Settings) else _readable_parts(resolved, []).for_operator()
+    problems = problems_with(looked_at, os.environ)
     if problems:
         raise ConfigProblems(problems)
     return settings
@@ -218,6 +251,10 @@ class _Parts:
     database: DatabaseSection | None
     vault: VaultSection | None
     identities: tuple[IdentitySection, ...] | None
+
+    def for_operator(self) -> _Parts:
+        """Without what concerns a server alone."""
+        return replace(self, server=None, identities=None)
 
 
 S = TypeVar("S", bound=_Section)
@@ -310,7 +347,8 @@ def _files_of(settings: Settings | _Parts) -> list[tuple[str, Path, bool]]:
     if settings.vault is None:
         return files
     files.append(("vault.ca_file", settings.vault.ca_file, False))
-    for name, login in (("intake", settings.vault.intake), ("release", settings.vault.release)):
+    for name in ("intake", "release", "operator", "checkpointer"):
+        login = getattr(settings.vault, name)
         if login is None:
             continue
         for key in ("role_id_file", "secret_id_file", "token_file"):

@@ -167,6 +167,9 @@ class OperatorReader(Reader, Protocol):
     def secrets(self, selection: Selection, *, after: CardKey | None, limit: int) -> Sequence[StoredSecret]:
         """Stored cards in order, after a card."""
 
+    def secrets_of(self, cards: Sequence[CardKey]) -> Mapping[CardKey, StoredSecret]:
+        """These stored cards, as far as they exist; at most 200."""
+
     def count_secrets(self, selection: Selection) -> int:
         """How many `secrets` would walk over."""
 

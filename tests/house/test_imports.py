@@ -33,7 +33,9 @@ INSIDE: dict[str, set[str]] = {
     "rpc": {"domain", "ports", "usecases", "telemetry", "v1"},
     "client": {"v1"},
     "embedded": {"domain", "ports", "keyring", "store", "config"},
-    "app": CORE | {"keyring", "store", "audit", "telemetry", "system", "config", "hardening", "readiness", "rpc"},
+    "parts": {"config", "keyring", "store"},
+    "app_operator": CORE | {"keyring", "system", "config", "parts"},
+    "app": CORE | {"parts"} | {"keyring", "store", "audit", "telemetry", "system", "config", "hardening", "readiness", "rpc"},
 }
 """What each part of the package may import of the package, besides itself. `cli` and `__main__` stand on top."""
 ON_TOP = {"cli", "__main__"}
@@ -51,7 +53,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grpc_health": {"rpc", "client", "cli"},
     "grpc_status": {"rpc", "client", "cli"},
     "google": {"rpc", "v1", "client", "cli"},
-    "stamina": {"keyring", "store", "client"},
+    "stamina": {"keyring", "store", "client", "cli"},
     "cryptography": {"cleanroom", "audit", "config", "embedded", "rpc", "cli"},
     "pydantic": {"config"},
     "structlog": {"telemetry", "rpc", "app", "cli"},

@@ -271,8 +271,8 @@ def test_a_problem_of_shape_hides_no_other(facts: dict[str, Any], tmp_path: Path
     wrong = changed(wrong, "identities", [SHOP, SHOP, {**SHOP, "uri": "nobody"}])
 
     assert problems_of(wrong, tmp_path) == [
-        "server.threads: Input should be a valid integer, unable to parse string as an integer",
         "vault.surprise: Extra inputs are not permitted",
+        "server.threads: Input should be a valid integer, unable to parse string as an integer",
         "identities.2: uri must look like spiffe://trust-domain/path",
         f"vault.intake.secret_id_file: others may read it: chmod 600 {tmp_path / 'secret_id'}",
         "database.url: must begin with sqlite:/// or postgresql://",

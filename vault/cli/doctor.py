@@ -79,7 +79,7 @@ def _asked(area: str, ask: Callable[[], Sequence[str]], well: str) -> list[Findi
 
 
 def _database(settings: Settings) -> list[Finding]:
-    from vault.app import open_store
+    from vault.parts import open_store
     from vault.store import DatabaseRefused
 
     try:
@@ -102,8 +102,8 @@ def _database(settings: Settings) -> list[Finding]:
 
 
 def _vault(settings: Settings) -> list[Finding]:
-    from vault.app import open_vault
     from vault.keyring.transit import IntakeTransit, ReleaseTransit
+    from vault.parts import open_vault
 
     findings = []
     for name, login, kind in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,26 @@ app = typer.Typer(
 )
 database = typer.Typer(name="db", help="The database's schema.", no_args_is_help=True)
 vault = typer.Typer(name="vault", help="Set-up of HashiCorp Vault or OpenBao.", no_args_is_help=True)
+keys = typer.Typer(
+    name="keys",
+    help="Rotation of keys, safe beside running servers. Exit 0: done; 1: failed, or not for every card; 2: usage; "
+    "5: a condition does not hold, nothing was done.",
+    no_args_is_help=True,
+)
 app.add_typer(database)
 app.add_typer(vault)
+app.add_typer(keys)
 
+Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the audit log.", metavar="TEXT")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+MaxRate = Annotated[float | None, typer.Option("--max-rate", help="Cards a second at most.", min=0.1)]
+GiveUp = Annotated[
+    float, typer.Option("--give-up-after", help="Seconds to wait for Vault or the database to come back.", min=0)
+]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant's cards.")]
+Since = Annotated[datetime | None, typer.Option("--since", help="Only cards first stored at or after.")]
+Until = Annotated[datetime | None, typer.Option("--until", help="Only cards first stored before.")]
+Key = Annotated[str, typer.Option("--key", help="cards, once, fingerprint or audit (or the transit key's whole name).")]
 Config = Annotated[Path, typer.Option("--config", "-c", help="The TOML file.", metavar="FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 State = Annotated[Path, typer.Option("--state", help="Where the state is kept.", metavar="DIR")]
@@ -103,6 +121,214 @@ def vault_setup(
             address=address, ca_file=ca_file, admin_token_file=admin_token_file, out=out, mount=mount, dry_run=dry_run
         )
     )
+
+
+@keys.command("status")
+def keys_status(config: Config, as_json: Json = False) -> None:
+    """Every key with versions, age, what still needs which version, unfinished work, and a canary wrap and unwrap.
+
+    Exit 0: well; 3: something is due within 14 days or waits; 4: overdue; 1: something does not work.
+    """
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.status(config, as_json=as_json))
+
+
+@keys.command("rotate")
+def keys_rotate(
+    config: Config,
+    reason: Reason,
+    key: Key = "cards",
+    again: Annotated[bool, typer.Option("--again", help="Also if the newest version is younger than an hour.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make exactly one new version of a key, whatever Vault answers. Safe to run again after it was cut off."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.rotate(config, key=key, reason=reason, again=again, dry_run=dry_run, as_json=as_json))
+
+
+@keys.command("rewrap")
+def keys_rewrap(
+    config: Config,
+    reason: Reason,
+    proof: Annotated[
+        str, typer.Option("--verify", help="Open new wraps before they replace former ones: none, sample, all.")
+    ] = "sample",
+    max_rate: MaxRate = None,
+    give_up_after: GiveUp = 600,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Move every card's wrapped data key to the newest version, inside Vault, without plaintext.
+
+    Runs beside live traffic and beside another operator doing the same; run it again to resume. Former wraps are kept
+    until `trim`. What Vault refuses is reported and left as it was.
+    """
+    from vault.cli import keys as command
+
+    if proof not in ("none", "sample", "all"):
+        raise typer.BadParameter("--verify must be none, sample or all")
+    raise typer.Exit(
+        command.rewrap(
+            config,
+            reason=reason,
+            proof=proof,
+            max_rate=max_rate,
+            give_up_after=give_up_after,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
+@keys.command("retire")
+def keys_retire(
+    config: Config,
+    reason: Reason,
+    key: Key = "cards",
+    settle: Annotated[
+        float, typer.Option("--settle", help="Seconds to wait for calls under way; longer than any may take.", min=0)
+    ] = 35,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Stop older versions of a key from being used. Refuses while one row needs them; reversible until `trim`."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.retire(config, key=key, reason=reason, settle=settle, dry_run=dry_run, as_json=as_json))
+
+
+@keys.command("trim")
+def keys_trim(
+    config: Config,
+    reason: Reason,
+    key: Key = "cards",
+    snapshot_confirmed: Annotated[
+        bool, typer.Option("--snapshot-confirmed", help="A Vault snapshot holding the newest version exists.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Destroy retired versions for good.
+
+    Refuses unless --snapshot-confirmed: restoring a Vault snapshot older than the rotation would lose cards. Database
+    backups older than the rewrap become unreadable, which is how an erased card disappears from backups as well.
+    """
+    from vault.cli import keys as command
+
+    raise typer.Exit(
+        command.trim(
+            config,
+            key=key,
+            reason=reason,
+            snapshot_confirmed=snapshot_confirmed,
+            yes=yes,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
+@keys.command("rekey")
+def keys_rekey(
+    config: Config,
+    reason: Reason,
+    tenant: Tenant = None,
+    since: Since = None,
+    until: Until = None,
+    max_rate: MaxRate = None,
+    give_up_after: GiveUp = 600,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Give cards new data keys, new ciphertext and new fingerprints under the same tokens.
+
+    The answer to an exposed data key or fingerprint key. Cards are due whose data key is older than the newest version
+    of the key `cards`: rotate first. Needs the logins operator, intake and release. Run it again to resume.
+    """
+    from vault.cli import keys as command
+
+    raise typer.Exit(
+        command.rekey(
+            config,
+            reason=reason,
+            tenant=tenant,
+            since=since,
+            until=until,
+            max_rate=max_rate,
+            give_up_after=give_up_after,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
+
+
+@keys.command("verify")
+def keys_verify(
+    config: Config,
+    reason: Reason = "verification",
+    tenant: Tenant = None,
+    since: Since = None,
+    until: Until = None,
+    max_rate: MaxRate = None,
+    give_up_after: GiveUp = 600,
+    as_json: Json = False,
+) -> None:
+    """Open every card, printing none; check binding, fingerprint and display digits. Exit 1 if one fails."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(
+        command.verify(
+            config,
+            reason=reason,
+            tenant=tenant,
+            since=since,
+            until=until,
+            max_rate=max_rate,
+            give_up_after=give_up_after,
+            as_json=as_json,
+        )
+    )
+
+
+@keys.command("maintain")
+def keys_maintain(config: Config, reason: Reason = "daily", as_json: Json = False) -> None:
+    """Rotate the one-time key once a day and destroy versions that no living one-time token needs. For a timer."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.maintain(config, reason=reason, as_json=as_json))
+
+
+@keys.command("recover")
+def keys_recover(config: Config, reason: Reason, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """After a Vault snapshot older than the rotation was restored: put former wraps back, so that cards open again."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.recover(config, reason=reason, dry_run=dry_run, as_json=as_json))
+
+
+@keys.command("certificate")
+def keys_certificate(
+    config: Config, out: Annotated[Path, typer.Option("--out", help="Where to write it.", metavar="FILE")]
+) -> None:
+    """Write a signed report on the newest rotation: counts before and after, digests, failures, who, when, why."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.certificate(config, out=out))
+
+
+@keys.command("check-certificate")
+def keys_check_certificate(
+    file: Annotated[Path, typer.Argument(help="The certificate.", metavar="FILE")],
+    public_key: Annotated[str | None, typer.Option("--public-key", help="Base64, as Vault shows it.")] = None,
+) -> None:
+    """Check a certificate offline. Exit 0: the signature matches; 1: it does not."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.check_certificate(file, public_key=public_key))
 
 
 @app.command()

@@ -105,6 +105,7 @@ _SECRET: tuple[Column[Any], ...] = (
     card_secrets.c.ciphertext,
     card_secrets.c.fingerprint,
     card_secrets.c.fingerprint_version,
+    card_secrets.c.data_key_version,
 )
 
 
@@ -149,9 +150,12 @@ def _secrets_of(engine: Engine) -> Batch:
 
 
 @cache
-def _count_secrets(*, of_tenant: bool, since: bool, until: bool) -> Any:
-    # Of cards alone: an index answers that without the rows.
+def _count_secrets(*, of_tenant: bool, since: bool, until: bool, below: bool) -> Any:
+    # Of cards alone where that is enough: an index answers that without the rows.
     statement = select(_MANY).select_from(cards).where(*_stored_between(since=since, until=until))
+    if below:
+        same_card = and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token)
+        statement = statement.join(card_secrets, same_card).where(card_secrets.c.data_key_version < _BELOW)
     return statement.where(cards.c.tenant_id == bindparam("tenant", type_=identifier())) if of_tenant else statement
 
 
@@ -208,7 +212,8 @@ def secrets(link: Link, selection: Selection, after: CardKey | None, limit: int)
             after = None
         statement = _secrets(**_asked(selection), with_cursor=after is not None)
         rows = link.rows(statement, {"most": limit} | _chosen(selection) | _position(after))
-        found += (_secret(row) for row in rows if row.wrapped_key is not None)
+        # Not in the query: the page must stay one cut from one index, however few of its cards are wanted.
+        found += (_secret(row) for row in rows if row.wrapped_key is not None and _is_due(row, selection))
         if len(rows) < limit:
             break
         after = _key(rows[-1])
@@ -223,7 +228,9 @@ def secrets_of(link: Link, wanted: Sequence[CardKey]) -> Mapping[CardKey, Stored
 
 def count_secrets(link: Link, selection: Selection) -> int:
     """How many cards are selected; also one whose secret someone removed, so that a walk can tell."""
-    count: int = link.rows(_count_secrets(**_asked(selection)), _chosen(selection))[0].many
+    below = selection.data_key_below
+    parameters = _chosen(selection) | ({} if below is None else {"below": below})
+    count: int = link.rows(_count_secrets(**_asked(selection), below=below is not None), parameters)[0].many
     return count
 
 
@@ -231,6 +238,10 @@ def settings_of(link: Link, prefix: str) -> Mapping[str, str]:
     """Facts by the beginning of their name."""
     found = link.rows(_SETTINGS, {"prefix": prefix, "length": len(prefix)})
     return dict(sorted((row.name, row.value) for row in found))
+
+
+def _is_due(row: Any, selection: Selection) -> bool:
+    return selection.data_key_below is None or row.data_key_version < selection.data_key_below
 
 
 def _asked(selection: Selection) -> dict[str, bool]:

@@ -138,6 +138,7 @@ def secret_values(card: NewCard) -> dict[str, Any]:
         "token": card.token,
         "wrapped_key": card.sealed.key.wrapped,
         "kek_version": card.sealed.key.kek_version,
+        "data_key_version": card.sealed.key.kek_version,
         "ciphertext": card.sealed.ciphertext,
         "record_version": card.sealed.record_version,
         "fingerprint": card.fingerprint.value,

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from vault.store.columns import CanonicalJson, UtcTime, identifier
@@ -104,6 +105,13 @@ card_secrets = Table(
     Column("fingerprint_version", BigInteger, nullable=False, comment="version of the transit key that made it"),
     Column("previous_wrapped_key", Text, comment="the same data key under its former wrap; null if none"),
     Column("previous_kek_version", BigInteger, comment="version of the transit key of the former wrap"),
+    Column(
+        "data_key_version",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="version of the transit key under which this data key was made, however often it was rewrapped",
+    ),
     PrimaryKeyConstraint("tenant_id", "token"),
     # Deferred, so that the fingerprint can decide who may insert before anything else of the card is written.
     ForeignKeyConstraint(

@@ -57,7 +57,7 @@ def lock_cards(engine: Engine, *, share: bool) -> Batch:
 @cache
 def _reseal_secrets(engine: Engine) -> Batch:
     given = Given(engine, [*card_secrets.columns, cards.c.customer_id])
-    replaced = ("wrapped_key", "kek_version", "ciphertext", "record_version")
+    replaced = ("wrapped_key", "kek_version", "data_key_version", "ciphertext", "record_version")
     statement = (
         update(card_secrets)
         .values({name: given.c[name] for name in replaced} | NO_FORMER_WRAP)

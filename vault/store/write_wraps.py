@@ -84,6 +84,7 @@ def _rekey(engine: Engine) -> Batch:
     replaced = (
         card_secrets.c.wrapped_key,
         card_secrets.c.kek_version,
+        card_secrets.c.data_key_version,
         card_secrets.c.ciphertext,
         card_secrets.c.record_version,
     )
@@ -163,6 +164,7 @@ def rekey(link: Link, new: Sequence[RekeyedCard]) -> frozenset[CardKey]:
             (
                 *_pair(each.card),
                 each.sealed.key.wrapped,
+                each.sealed.key.kek_version,
                 each.sealed.key.kek_version,
                 each.sealed.ciphertext,
                 each.sealed.record_version,

@@ -25,6 +25,17 @@ def upgrade() -> None:
         "card_secrets",
         sa.Column("previous_kek_version", sa.BigInteger(), comment="version of the transit key of the former wrap"),
     )
+    op.add_column(
+        "card_secrets",
+        sa.Column(
+            "data_key_version",
+            sa.BigInteger(),
+            nullable=False,
+            server_default=sa.text("0"),
+            comment="version of the transit key under which this data key was made, however often it was rewrapped",
+        ),
+    )
+    op.execute("UPDATE card_secrets SET data_key_version = kek_version")
     op.create_index("ix_card_secrets_wraps", "card_secrets", ["kek_version", "tenant_id", "token"])
     op.create_index(
         "ix_card_secrets_previous_wraps",

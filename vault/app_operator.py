@@ -1,0 +1,77 @@
+"""Puts the parts of operator commands together; they work beside running servers, under logins of their own."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from functools import cached_property
+
+from vault.config import LoginSection, OperatorSettings
+from vault.domain.errors import PreconditionFailed
+from vault.keyring.operator import CheckpointerTransit, OperatorTransit
+from vault.keyring.session import VaultSession
+from vault.keyring.transit import IntakeTransit, ReleaseTransit
+from vault.parts import open_store, open_vault
+from vault.system import SystemClock, SystemEntropy
+from vault.usecases.operating import OperatorWorld
+
+
+class OperatorTools:
+    """Opens what a command asks for, when it asks; a login that is not configured is None."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        """Touches neither network nor database. Raises `DatabaseRefused`."""
+        self._settings = settings
+        self._open = ExitStack()
+        store = self._open.enter_context(closing(open_store(settings)))
+        self.world = OperatorWorld(
+            environment=settings.environment, store=store, clock=SystemClock(), entropy=SystemEntropy()
+        )
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._open.close()
+
+    def operator_keys(self) -> OperatorTransit:
+        """Rotation and the like. Raises `PreconditionFailed` where the login is not configured."""
+        keys = self._operator
+        if keys is None:
+            raise PreconditionFailed("no_operator_login", message="vault.operator: is needed for this command")
+        return keys
+
+    def intake(self) -> IntakeTransit | None:
+        """Wrapping."""
+        return self._intake
+
+    def release(self) -> ReleaseTransit | None:
+        """Unwrapping."""
+        return self._release
+
+    def signer(self) -> CheckpointerTransit | None:
+        """Signing."""
+        return self._signer
+
+    @cached_property
+    def _operator(self) -> OperatorTransit | None:
+        session = self._session(self._settings.vault.operator)
+        return OperatorTransit(session) if session is not None else None
+
+    @cached_property
+    def _intake(self) -> IntakeTransit | None:
+        session = self._session(self._settings.vault.intake)
+        return self._open.enter_context(closing(IntakeTransit(session))) if session is not None else None
+
+    @cached_property
+    def _release(self) -> ReleaseTransit | None:
+        threads = self._settings.vault.unwrap_threads
+        session = self._session(self._settings.vault.release, connections=threads + 2)
+        return self._open.enter_context(closing(ReleaseTransit(session, threads=threads))) if session else None
+
+    @cached_property
+    def _signer(self) -> CheckpointerTransit | None:
+        session = self._session(self._settings.vault.checkpointer)
+        return CheckpointerTransit(session) if session is not None else None
+
+    def _session(self, login: LoginSection | None, *, connections: int = 8) -> VaultSession | None:
+        if login is None:
+            return None
+        return self._open.enter_context(closing(open_vault(self._settings, login, connections=connections)))

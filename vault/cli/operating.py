@@ -1,0 +1,180 @@
+"""What operator commands share on the terminal: who is at it, patience, pace, progress, exit codes."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import stamina
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vault.app_operator import OperatorTools
+from vault.config import ConfigProblems, load_for_operator
+from vault.domain.errors import CardVaultError, Kind, Unavailable
+from vault.domain.ids import RANDOM_BYTES, RequestId
+from vault.usecases.operating import Operator
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+"""It was tried and did not work out, or not for every card."""
+EXIT_USAGE = 2
+EXIT_DUE = 3
+EXIT_OVERDUE = 4
+EXIT_REFUSED = 5
+"""A condition does not hold; nothing was done."""
+
+T = TypeVar("T")
+
+_HOPELESS = frozenset(
+    {"vault_forbidden", "vault_key_missing", "vault_key_version_retired", "vault_login_file", "key_flags"}
+    | {"database_error", "database_readonly"}
+)
+"""Reasons that waiting does not mend."""
+
+
+class Terminal:
+    """Where a command speaks: tables and bars for people, JSON for machines; trouble goes to stderr."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.out = Console()
+        self.err = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """For people."""
+        if not self.as_json:
+            self.out.print(text, highlight=False, soft_wrap=True)
+
+    def trouble(self, text: str) -> None:
+        """For people, also when machines read."""
+        self.err.print(text, highlight=False, soft_wrap=True)
+
+    def result(self, facts: Mapping[str, Any]) -> None:
+        """For machines."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def operating(config: Path) -> Iterator[OperatorTools]:
+    """Everything a command needs; ends the command where the configuration does not allow it."""
+    try:
+        tools = OperatorTools(load_for_operator(config))
+    except ConfigProblems as e:
+        for problem in e.problems:
+            typer.echo(f"  - {problem}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    try:
+        yield tools
+    finally:
+        tools.close()
+
+
+def ending(terminal: Terminal, command: Callable[[], int]) -> int:
+    """Run a command; errors become words and exit codes."""
+    try:
+        return command()
+    except CardVaultError as e:
+        text = e.message if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else e.reason
+        terminal.trouble(text)
+        terminal.result({"error": e.reason, "message": text})
+        return EXIT_REFUSED if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else EXIT_FAILED
+
+
+def operator_now(tools: OperatorTools, reason: str) -> Operator:
+    """Who is at the terminal."""
+    return Operator(
+        name=f"operator:{getpass.getuser()}@{socket.gethostname()}",
+        reason=reason,
+        command_id=RequestId.from_random(tools.world.entropy.bytes(RANDOM_BYTES)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Implements `usecases.operating.Persist`: waits while Vault or the database are away, and says so."""
+
+    terminal: Terminal
+    give_up_after: timedelta
+
+    def __call__(self, work: Callable[[], T], /) -> T:
+        """The result of `work`."""
+        attempts = stamina.retry_context(
+            on=_may_pass,
+            attempts=None,
+            timeout=self.give_up_after,
+            wait_initial=0.2,
+            wait_max=10.0,
+        )
+        for attempt in attempts:
+            with attempt:
+                try:
+                    return work()
+                except Unavailable as e:
+                    if _may_pass(e):
+                        self.terminal.trouble(f"paused: {e.reason}; trying again")
+                    raise
+        raise AssertionError("the last attempt raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, Unavailable) and error.reason not in _HOPELESS
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Cards a second."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+class Watch:
+    """Implements `usecases.operating.Progress`: a bar on a terminal, a line now and then elsewhere; keeps the pace."""
+
+    def __init__(self, terminal: Terminal, what: str, *, max_rate: float | None) -> None:
+        self._terminal = terminal
+        self._what = what
+        self._max_rate = max_rate
+        self._began = time.monotonic()
+        self._spoke = self._began
+        columns: Sequence[ProgressColumn] = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=terminal.err, transient=False)
+        self._task = self._bar.add_task(what, total=None)
+        self._is_shown = terminal.err.is_terminal
+
+    def __enter__(self) -> Watch:
+        if self._is_shown:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """After each page."""
+        elapsed = time.monotonic() - self._began
+        if self._is_shown:
+            self._bar.update(self._task, completed=done, total=max(total, done))
+        elif time.monotonic() - self._spoke >= 5:
+            self._spoke = time.monotonic()
+            self._terminal.trouble(f"{self._what}: {done} of {total}, {done / max(elapsed, 0.001):,.0f}/s")
+        if self._max_rate is not None:
+            time.sleep(max(0.0, done / self._max_rate - elapsed))
