@@ -26,6 +26,9 @@ SERVICES: tuple[ServiceName, ...] = ("checkout", "account", "processor")
 INTAKE_SERVICES = frozenset({"checkout"})
 RELEASE_SERVICES = frozenset({"processor"})
 
+SECRET_VARIABLES = ("VAULT_TOKEN", "BAO_TOKEN", "PGPASSWORD")
+"""Environment variables that hold a secret; every process of the user can read them (PCI DSS 8.6.2)."""
+
 LEAKING_VARIABLES = ("SSLKEYLOGFILE", "GRPC_TRACE", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONBREAKPOINT")
 """Environment variables under which keys or messages end up in files, terminals or debuggers (PCI DSS 3.5.1)."""
 
@@ -332,7 +335,9 @@ def _environment_problems(environ: Mapping[str, str]) -> list[str]:
     found = [name for name in LEAKING_VARIABLES if environ.get(name)]
     if environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
         found.append("GRPC_VERBOSITY")
-    return [f"environment variable {name} is set: it would leak keys or messages; unset it" for name in found]
+    leaks = [f"environment variable {name} is set: it would leak keys or messages; unset it" for name in found]
+    secrets = [name for name in SECRET_VARIABLES if environ.get(name)]
+    return leaks + [f"environment variable {name} is set: secrets come from files; unset it" for name in secrets]
 
 
 def _files_of(settings: Settings | _Parts) -> list[tuple[str, Path, bool]]:

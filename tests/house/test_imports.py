@@ -35,7 +35,9 @@ INSIDE: dict[str, set[str]] = {
     "embedded": {"domain", "ports", "keyring", "store", "config"},
     "parts": {"config", "keyring", "store"},
     "app_operator": CORE | {"keyring", "system", "config", "parts"},
-    "app": CORE | {"parts"} | {"keyring", "store", "audit", "telemetry", "system", "config", "hardening", "readiness", "rpc"},
+    "app": CORE
+    | {"parts"}
+    | {"keyring", "store", "audit", "telemetry", "system", "config", "hardening", "readiness", "rpc"},
 }
 """What each part of the package may import of the package, besides itself. `cli` and `__main__` stand on top."""
 ON_TOP = {"cli", "__main__"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vault.config import LEAKING_VARIABLES, ConfigProblems, Settings, load, problems_with
+from vault.config import LEAKING_VARIABLES, SECRET_VARIABLES, ConfigProblems, Settings, load, problems_with
 from vault.domain.caller import Role
 from vault.embedded.pki import CertificateFiles, DevelopmentCa
 
@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*LEAKING_VARIABLES, "GRPC_VERBOSITY"):
+    for name in (*LEAKING_VARIABLES, *SECRET_VARIABLES, "GRPC_VERBOSITY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -120,6 +120,15 @@ def test_each_variable_that_leaks_is_refused(
     assert problems_of(facts, tmp_path) == [
         f"environment variable {name} is set: it would leak keys or messages; unset it"
     ]
+
+
+@pytest.mark.parametrize("name", SECRET_VARIABLES)
+def test_a_secret_in_the_environment_is_refused(
+    facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, SECRET)
+
+    assert problems_of(facts, tmp_path) == [f"environment variable {name} is set: secrets come from files; unset it"]
 
 
 @pytest.mark.parametrize(("value", "leaks"), [("DEBUG", True), ("debug", True), ("INFO", False), ("", False)])

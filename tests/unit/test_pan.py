@@ -278,7 +278,7 @@ def test_no_two_ranges_of_equal_precision_overlap() -> None:
 
 @given(
     seeds,
-    st.sampled_from(["", " ", "-", ".", "/", "_"]),
+    st.sampled_from(["", " ", "-", ".", "/", "_", ":", "@", "+", "=", "#", ","]),
     st.text("abc =:\n", max_size=9),
     st.text("abc =:", max_size=9),
 )

@@ -62,13 +62,14 @@ class Consent:
         """Check every part. Raises `InvalidField`, never with a value."""
         if _VERSION.fullmatch(terms_version) is None or contains_pan(terms_version):
             raise InvalidField(f"{field}.terms_version", "must be 1 to 64 plain characters")
-        if len(terms_sha256) != _SHA256_BYTES:
+        # The shapes of the next two leave room for a card number: any 32 bytes, and groups of digits.
+        if len(terms_sha256) != _SHA256_BYTES or contains_pan(terms_sha256.decode("latin-1")):
             raise InvalidField(f"{field}.terms_sha256", "must be the 32 bytes of a SHA-256")
         if not uses or len(set(uses)) != len(uses) or not set(uses) <= set(CardUse):
             raise InvalidField(f"{field}.uses", "must name one or more known uses, each once")
         if channel not in set(ConsentChannel):
             raise InvalidField(f"{field}.channel", "must be a known channel")
-        if len(locale) > 35 or _LOCALE.fullmatch(locale) is None:
+        if len(locale) > 35 or _LOCALE.fullmatch(locale) is None or contains_pan(locale):
             raise InvalidField(f"{field}.locale", "must be a BCP 47 tag of at most 35 characters")
         if agreed_until is not None and agreed_until <= now:
             raise InvalidField(f"{field}.agreed_until", "must be in the future")

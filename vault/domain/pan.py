@@ -11,7 +11,7 @@ from vault.domain.errors import InvalidField
 
 _DIGITS = re.compile(r"[0-9]{12,19}")
 # One digit, then at least eleven more, each with at most one separator before it.
-_DIGIT_RUN = re.compile(r"[0-9](?:[ .\-/_]?[0-9]){11,}")
+_DIGIT_RUN = re.compile(r"[0-9](?:[ .,\-/_:@+=#]?[0-9]){11,}")
 _DOUBLED = str.maketrans("0123456789", "0246813579")
 
 
