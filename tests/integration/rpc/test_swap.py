@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, Table, delete, event, insert, select, text, update
 
 from tests.integration.rpc.conftest import Shop
-from tests.support.cards import TypedCard, fresh_card, fresh_typed_card
+from tests.support.cards import TypedCard, fresh_card, fresh_holder_name, fresh_typed_card
 from tests.support.requests import (
     TIMEOUT,
     grant_request,
@@ -31,22 +31,23 @@ from tests.support.requests import (
 from tests.support.world import consent
 from vault.domain.audit import OPEN_FAILED
 from vault.domain.caller import Caller, Identity, Role
-from vault.domain.card import CardDetails
+from vault.domain.card import CardDetails, HolderName
 from vault.domain.consent import CardUse
-from vault.domain.errors import NotAvailable, Refused
+from vault.domain.errors import KeyRefused, KeyRingUnavailable, NotAvailable, Refused
 from vault.domain.grant import DEFAULT_LIFETIME, Money, OneTimeToken
 from vault.domain.ids import CustomerId, OrderId, ProcessorName, RequestId, TenantId, Token
 from vault.embedded.openbao import OpenBao
 from vault.keyring.session import VaultSession
 from vault.keyring.setup import LoginName
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
+from vault.ports import KeyToUnwrap, ReleaseKeys
 from vault.store.columns import Engine
 from vault.store.engine import Limits, open_engines
 from vault.store.sql_store import SqlStore
 from vault.store.tables import audit_events, card_secrets, cards, consents, grants, once_keys
 from vault.system import SystemClock, SystemEntropy
 from vault.usecases.batch import World
-from vault.usecases.detokenize import Detokenize, DetokenizeCommand
+from vault.usecases.detokenize import Detokenize, DetokenizeCommand, ReleasedCard
 from vault.usecases.grants import IssuedGrant, IssueGrant, IssueGrantCommand, StoredCardSubject
 from vault.usecases.tokenize import Tokenize, TokenizeCommand, Tokenized
 
@@ -427,6 +428,68 @@ def test_a_card_of_another_environment_does_not_open(own_url: str, openbao: Open
 
         assert isinstance(answer, Refused)
         assert vault.alarms() == {order: "error"}
+
+
+class StoredMeanwhile:
+    """Release keys during whose first answer something happens to the card."""
+
+    def __init__(self, keys: ReleaseKeys, happens: Callable[[], object]) -> None:
+        self._keys = keys
+        self._happens = [happens]
+
+    def unwrap(self, items: Sequence[KeyToUnwrap]) -> Sequence[bytes | KeyRefused | KeyRingUnavailable]:
+        answers = self._keys.unwrap(items)
+        while self._happens:
+            self._happens.pop()()
+        return answers
+
+    def check(self, canary: KeyToUnwrap | None) -> None:
+        self._keys.check(canary)
+
+
+def test_a_sealing_that_was_replaced_while_its_key_was_unwrapped_is_not_opened(vault: Vault) -> None:
+    owner, order = CustomerId("ada"), OrderId("order-1")
+    card = fresh_card()
+    renewed = replace(card, holder_name=HolderName.parse(fresh_holder_name()))
+    (token,) = vault.stored([(SHOP_A, owner, card)])
+    (issued,) = vault.issued([(SHOP_A, StoredCardSubject(owner, token), order)])
+    late = Detokenize(
+        world=vault.detokenize._world,
+        keys=StoredMeanwhile(vault.detokenize._keys, lambda: vault.stored([(SHOP_A, owner, renewed)])),
+    )
+
+    (answer,) = late([DetokenizeCommand(caller=processor(), grant=issued.grant, order=order, amount=AMOUNT)])
+
+    assert isinstance(answer, ReleasedCard)
+    assert answer.card.holder_name == renewed.holder_name
+    assert vault.alarms() == {}
+
+
+def test_a_row_that_cannot_be_made_sense_of_harms_nobody_else(vault: Vault) -> None:
+    owner = CustomerId("ada")
+    spoiled: list[dict[str, Any]] = [
+        {"wrapped_key": "garbage"},
+        {"wrapped_key": "vault:v9:" + "A" * 80},
+        {"ciphertext": b""},
+        {"ciphertext": bytes(300)},
+        {"record_version": 2**40},
+        {"record_version": -1},
+    ]
+    wanted = [fresh_card() for _ in range(2 * len(spoiled))]
+    tokens = vault.stored([(SHOP_A, owner, card) for card in wanted])
+    named = [
+        (SHOP_A, StoredCardSubject(owner, token), OrderId(f"order-{number}")) for number, token in enumerate(tokens)
+    ]
+    issued = vault.issued(named)
+    with unguarded(vault.url) as connection:
+        for token, values in zip(tokens[::2], spoiled, strict=True):
+            connection.execute(update(card_secrets).values(values).where(card_secrets.c.token == token))
+
+    answers = vault.redeemed([(grant, order) for grant, (_, _, order) in zip(issued, named, strict=True)])
+
+    assert [type(answer) for answer in answers] == [Refused, ReleasedCard] * len(spoiled)
+    assert [answer.card.pan.reveal() for answer in answers[1::2]] == [card.pan.reveal() for card in wanted[1::2]]
+    assert vault.alarms() == {order: "error" for _, _, order in named[::2]}
 
 
 # --- one-time tokens ------------------------------------------------------------------------------------------------
