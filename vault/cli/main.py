@@ -23,7 +23,9 @@ keys = typer.Typer(
     "5: a condition does not hold, nothing was done.",
     no_args_is_help=True,
 )
+tenants = typer.Typer(name="tenants", help="Shops that leave.", no_args_is_help=True)
 app.add_typer(database)
+app.add_typer(tenants)
 app.add_typer(vault)
 app.add_typer(keys)
 
@@ -329,6 +331,64 @@ def keys_check_certificate(
     from vault.cli import keys as command
 
     raise typer.Exit(command.check_certificate(file, public_key=public_key))
+
+
+@vault.command("renew-login")
+def vault_renew_login(
+    login: Annotated[str, typer.Argument(help="intake, release, operator or checkpointer.")],
+    address: Annotated[str, typer.Option(help="https://host:port of Vault or OpenBao.")],
+    ca_file: Annotated[Path, typer.Option(help="CA of its certificate.")],
+    admin_token_file: Annotated[Path, typer.Option(help="File with a token that may set it up (mode 0600).")],
+    out: Annotated[Path, typer.Option(help="Folder of the logins, as given to `vault setup`.")],
+    dry_run: DryRun = False,
+) -> None:
+    """Make a login anew and void whatever its thief may hold: role id, secret ids and tokens.
+
+    The tokens of the other logins are revoked as well; their processes log in again by themselves.
+    """
+    from vault.cli import vault_setup as command
+
+    raise typer.Exit(
+        command.renew(
+            login=login,
+            address=address,
+            ca_file=ca_file,
+            admin_token_file=admin_token_file,
+            out=out,
+            dry_run=dry_run,
+        )
+    )
+
+
+@tenants.command("erase")
+def tenants_erase(
+    config: Config,
+    tenant: Annotated[str, typer.Argument(help="The tenant.")],
+    reason: Reason,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    max_rate: MaxRate = None,
+    give_up_after: GiveUp = 600,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Erase every card of a tenant, with its open grants. Take the tenant's identities out of the servers' files first.
+
+    Run it again to resume. Needs no login to Vault.
+    """
+    from vault.cli import tenants as command
+
+    raise typer.Exit(
+        command.erase(
+            config,
+            tenant=tenant,
+            reason=reason,
+            yes=yes,
+            max_rate=max_rate,
+            give_up_after=give_up_after,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

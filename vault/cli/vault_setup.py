@@ -50,3 +50,34 @@ def run(*, address: str, ca_file: Path, admin_token_file: Path, out: Path, mount
             return 2
     typer.echo("done; give each process only the login that it needs")
     return 0
+
+
+def renew(*, login: str, address: str, ca_file: Path, admin_token_file: Path, out: Path, dry_run: bool) -> int:
+    """Make one login anew. Exit 0: done; 2: refused."""
+    from vault.keyring.admin import Administrator
+    from vault.keyring.login import VaultAddress
+    from vault.keyring.setup import LoginName, SetupRefused, renew_login, write_login_files
+
+    try:
+        name = LoginName(login)
+    except ValueError:
+        typer.echo(f"cardvault vault renew-login: there is no login of that name ({', '.join(LoginName)})", err=True)
+        return 2
+    if dry_run:
+        typer.echo(f"would make login {name} anew, void its credentials, and write new ones into {out / name}/")
+        return 0
+    try:
+        token = admin_token_file.read_text(encoding="utf-8").strip()
+        place = VaultAddress(address=address, ca_file=ca_file)
+        with closing(Administrator(place, token=token)) as admin:
+            role_id, secret_id = renew_login(admin.client, name)
+    except (OSError, ValueError) as e:
+        typer.echo(f"cardvault vault renew-login: {e.strerror if isinstance(e, OSError) else e}", err=True)
+        return 2
+    except SetupRefused as e:
+        for problem in e.problems:
+            typer.echo(f"  - {problem}", err=True)
+        return 2
+    write_login_files(out / name, role_id=role_id, secret_id=secret_id)
+    typer.echo(f"login {name}: made anew; what was issued before is void; new credentials are in {out / name}/")
+    return 0

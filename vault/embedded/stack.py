@@ -43,6 +43,15 @@ secret_id_file = "{intake.secret_id_file}"
 role_id_file = "{release.role_id_file}"
 secret_id_file = "{release.secret_id_file}"
 
+# A production server has no use for these two; operators have a file of their own.
+[vault.operator]
+role_id_file = "{operator.role_id_file}"
+secret_id_file = "{operator.secret_id_file}"
+
+[vault.checkpointer]
+role_id_file = "{checkpointer.role_id_file}"
+secret_id_file = "{checkpointer.secret_id_file}"
+
 [[identities]]
 uri = "spiffe://{trust_domain}/checkout"
 role = "checkout"
@@ -98,6 +107,8 @@ def prepare(directory: Path, *, port: int | None = None, log_level: str | None =
             vault_address=openbao.address.address,
             intake=openbao.login_files(LoginName.INTAKE),
             release=openbao.login_files(LoginName.RELEASE),
+            operator=openbao.login_files(LoginName.OPERATOR),
+            checkpointer=openbao.login_files(LoginName.CHECKPOINTER),
             trust_domain=TRUST_DOMAIN,
             tenant=TENANT,
             processor=PROCESSOR,

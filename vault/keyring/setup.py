@@ -125,6 +125,22 @@ def issue_secret_id(client: hvac.Client, role: str, *, approle_mount: str = "app
     raise refused
 
 
+def renew_login(client: hvac.Client, name: LoginName, *, approle_mount: str = "approle") -> tuple[str, str]:
+    """Make everything worthless that a login's thief may hold; returns the new role id and secret id.
+
+    The AppRole is made anew, so its role id and every secret id are void; and every token that any AppRole of this
+    mount got is revoked: the processes that hold theirs rightly log in again by themselves. Raises `SetupRefused`.
+    """
+    try:
+        client.delete(f"auth/{approle_mount}/role/{name.role}")
+        role_id = make_login(client, name.role, approle_mount=approle_mount)
+        client.write_data(f"sys/leases/revoke-prefix/auth/{approle_mount}/login", data={})
+        return role_id, issue_secret_id(client, name.role, approle_mount=approle_mount)
+    except FOREIGN as e:
+        refused = refusal(e)
+    raise refused
+
+
 def login_files(directory: Path) -> LoginFiles:
     """Names of the files of a login kept in `directory`."""
     return LoginFiles(directory / "role_id", directory / "secret_id")

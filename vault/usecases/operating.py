@@ -36,7 +36,15 @@ class OperatorWorld:
     entropy: Entropy
 
     def event(
-        self, operator: Operator, name: str, *, target: str = "", outcome: Outcome = Outcome.OK, **details: str | int
+        self,
+        operator: Operator,
+        name: str,
+        *,
+        tenant: str = "",
+        customer: str = "",
+        target: str = "",
+        outcome: Outcome = Outcome.OK,
+        **details: str | int,
     ) -> AuditEvent:
         """An audit event of a command."""
         return AuditEvent(
@@ -50,6 +58,8 @@ class OperatorWorld:
             role="operator",
             peer="",
             request_id=operator.command_id,
+            tenant=tenant,
+            customer=customer,
             target=target,
             details=details,
         )
