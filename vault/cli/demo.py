@@ -119,6 +119,7 @@ def _tell(story: Story, clients: Clients, stack: Stack) -> None:
     _pay(story, clients, token)
     _pay_once(story, clients)
     _merchant_alone(story, clients, token)
+    _rotate(story, clients, stack, token)
     _remove(story, clients, token)
     _search(story, stack)
 
@@ -223,6 +224,23 @@ def _merchant_alone(story: Story, clients: Clients, token: str) -> None:
         grpc.StatusCode.FAILED_PRECONDITION,
         "a grant for a recurring payment",
     )
+
+
+def _rotate(story: Story, clients: Clients, stack: Stack, token: str) -> None:
+    story.step("An operator rotates the key while the shop is open, and nothing is lost")
+    for command in (["rotate"], ["rewrap", "--verify", "all"], ["retire", "--settle", "0"]):
+        done = subprocess.run(  # noqa: S603 - our own interpreter and file
+            [sys.executable, "-m", "vault", "keys", *command, "--config", str(stack.config), "--reason", "demo"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        said = next((line for line in done.stdout.splitlines() if "version" in line), done.stderr.strip())
+        story.must(done.returncode == 0, f"cardvault keys {command[0]}: {said}")
+    grant = clients.checkout.IssueGrant(_grant_for(token, "order-rotated", 7), timeout=TIMEOUT).grant
+    released = clients.processor.Detokenize(_redeem(grant, "order-rotated", 7), timeout=TIMEOUT)
+    story.must(released.pan == VISA, "Ada's card opens under the new version, and under it alone")
 
 
 def _remove(story: Story, clients: Clients, token: str) -> None:
