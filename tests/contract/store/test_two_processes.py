@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -58,15 +59,37 @@ with store.exclusively("rotation"):
 """Exchanges wraps round after round and says so after each commit."""
 
 
-def _start(program: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+class _Process:
+    """A program at work, and the lines that it wrote so far."""
 
+    def __init__(self, program: str, *arguments: object) -> None:
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._lines: list[str] = []
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
 
-def _lines(process: subprocess.Popen[str]) -> Sequence[str]:
-    """All whole lines that a process wrote until it ended."""
-    out, _ = process.communicate(timeout=90)
-    return [line.removesuffix("\n") for line in out.splitlines(keepends=True) if line.endswith("\n")]
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as out:
+            for line in out:
+                self._lines.append(line)
+
+    def await_lines(self, count: int) -> None:
+        """Until it wrote that many."""
+        while len(self._lines) < count:
+            assert self._listener.is_alive(), "it ended before"
+            time.sleep(0.005)
+
+    def lines(self) -> Sequence[str]:
+        """All whole lines that it wrote until it ended."""
+        self._listener.join(90)
+        self.process.wait(90)
+        return [line.removesuffix("\n") for line in self._lines if line.endswith("\n")]
+
+    @property
+    def returncode(self) -> int:
+        return self.process.returncode
 
 
 def _is_sound(store: SqlStore) -> bool:
@@ -85,16 +108,16 @@ def test_servers_and_an_operator_that_write_at_once_lose_nothing(database_url: s
     store = SqlStore(database_url)
     old = [card(tenant=OTHER_TENANT) for _ in range(40)]
     stored(store, *old)
-    servers = [_start(_SERVER, database_url, f"customer-{i}", 60) for i in range(2)]
-    operator = _start(_OPERATOR, database_url, 5)
+    servers = [_Process(_SERVER, database_url, f"customer-{i}", 60) for i in range(2)]
+    operator = _Process(_OPERATOR, database_url, 5)
     mine = []
 
     for _ in range(60):
         mine.append(new := card())
         stored(store, new)
 
-    answered = {Token(line) for server in servers for line in _lines(server)}
-    exchanges = [line.split() for line in _lines(operator)]
+    answered = {Token(line) for server in servers for line in server.lines()}
+    exchanges = [line.split() for line in operator.lines()]
     assert [server.returncode for server in servers] == [0, 0]
     assert operator.returncode == 0
     assert len(answered) == 120
@@ -115,19 +138,18 @@ def test_a_writer_killed_midway_takes_no_answered_change_with_it(database_url: s
     store = SqlStore(database_url)
     old = [card(tenant=OTHER_TENANT) for _ in range(40)]
     stored(store, *old)
-    server = _start(_SERVER, database_url, "customer-2", 10_000 if victim == "server" else 80)
-    operator = _start(_OPERATOR, database_url, 1000 if victim == "operator" else 4)
+    server = _Process(_SERVER, database_url, "customer-2", 10_000 if victim == "server" else 80)
+    operator = _Process(_OPERATOR, database_url, 1000 if victim == "operator" else 4)
     doomed, other = (server, operator) if victim == "server" else (operator, server)
-    assert doomed.stdout is not None
-    first = [doomed.stdout.readline().rstrip() for _ in range(30)]
+    doomed.await_lines(30)
 
-    timer = threading.Timer(0.2, doomed.send_signal, [signal.SIGKILL])
+    timer = threading.Timer(0.2, doomed.process.send_signal, [signal.SIGKILL])
     timer.start()
     mine = []
     for _ in range(40):
         mine.append(new := card())
         stored(store, new)
-    said = {doomed: [*first, *_lines(doomed)], other: _lines(other)}
+    said = {each: each.lines() for each in (doomed, other)}
     timer.join()
 
     assert (doomed.returncode, other.returncode) == (-signal.SIGKILL, 0)
@@ -164,8 +186,8 @@ def test_the_wrap_that_an_operator_was_killed_over_is_the_old_or_the_new_one(sql
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
 
-    killed = _start(program, sqlite_url, TENANT, new.token, new.sealed.key.wrapped)
-    killed.communicate(timeout=60)
+    killed = _Process(program, sqlite_url, TENANT, new.token, new.sealed.key.wrapped)
+    assert killed.lines() == []
 
     with store.reading() as tx:
         assert [each.key for each in tx.wraps_below(9, after=None, limit=9)] == [new.sealed.key]
