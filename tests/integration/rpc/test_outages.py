@@ -322,7 +322,7 @@ def test_a_hanging_vault_stalls_nobody_who_needs_no_key(own: Own, sealable: Open
     os.kill(sealable.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        redeeming = {order: redeem.future(redeem_request(grants[order], order), timeout=2) for order in orders}
+        redeeming = {order: redeem.future(redeem_request(grants[order], order), timeout=20) for order in orders}
         storing = [tokenize.future(store_request(fresh_typed_card(), customer), timeout=2) for _ in orders]
         waits = []
         while time.monotonic() < started + 1.5:
@@ -330,20 +330,22 @@ def test_a_hanging_vault_stalls_nobody_who_needs_no_key(own: Own, sealable: Open
             own.account.account.ListCards(listing, timeout=TIMEOUT)
             own.grant(new_order(), customer, token)
             waits.append(time.monotonic() - before)
-        ends = {order: future.code() for order, future in redeeming.items()}
         stored = {future.code() for future in storing}
         ended = time.monotonic() - started
+        first = redeeming[orders[0]].code()
     finally:
         os.kill(sealable.pid, signal.SIGCONT)
 
     assert max(waits) < 1
     assert len(waits) > 10
     assert ended < 4
-    assert {*ends.values(), *stored} <= {UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert stored <= {UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert first is UNAVAILABLE
+    ends = {order: future.code() for order, future in redeeming.items()}
+    assert set(ends.values()) <= {UNAVAILABLE, OK}
     wait_until_ready(own.checkout)
-    # Those that were told so are good still. Of those that stopped waiting nobody can know.
+    # Whoever was told so has a grant that is good still.
     told = [order for order, end in ends.items() if end is UNAVAILABLE]
-    assert told
     assert all(own.release(grants[order], order).pan == card.pan for order in told)
     assert_no_half_effects(own.url)
 
@@ -531,9 +533,9 @@ def test_after_the_server_was_killed_every_acknowledged_write_is_there_and_none_
         unknown: list[tuple[str, TypedCard]] = []
         erased: set[str] = set()
         used: dict[str, str] = {}
-        for round_number in range(3):
+        for round_number in range(2):
             own = opened(made, made.serve())
-            _load_until_killed(own, customer, stored, unknown, erased, used, seconds=0.3 + 0.1 * round_number)
+            _load_until_killed(own, customer, stored, unknown, erased, used, seconds=0.4 + 0.2 * round_number)
 
         own = opened(made, made.serve())
         shown = all_cards(own, customer)
