@@ -6,13 +6,13 @@ After that nobody can open an old one-time token, whatever was copied in time (P
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from vault.domain.grant import ONE_TIME_LIFETIME
 from vault.ports import KeyName
-from vault.ports_operator import OperatorKeys
+from vault.ports_operator import KeyVersions, OperatorKeys
 from vault.usecases.operating import Operator, OperatorWorld
-from vault.usecases.rotate import RetireKey, RotateKey, made_at, older_than, rows_by_version
+from vault.usecases.rotate import RetireKey, RotateKey, made_at, older_than, recorded_at, rows_by_version
 
 ROTATE_AFTER = timedelta(days=1)
 SETTLED = ONE_TIME_LIFETIME + timedelta(minutes=5)
@@ -45,21 +45,28 @@ class MaintainOnceKey:
         """
         name = KeyName.ONCE
         versions = self._keys.versions(name)
-        made = made_at(self._world, name, versions)
+        made = self._made_at(versions)
         rotated = False
         if made is None or self._world.clock.now() - made >= rotate_after or self._is_cut_off(name):
             after = self._rotate(name, operator, again=True)
             rotated = after.after > versions.latest
             versions = self._keys.versions(name)
-        if versions.min_available >= versions.latest:
+        # Vault says 0 until something was trimmed; there is nothing below the first version.
+        if max(versions.min_available, 1) >= versions.latest:
             return Maintained(versions.latest, rotated, 0)
-        made = made_at(self._world, name, versions)
+        made = self._made_at(versions)
         young = made is None or self._world.clock.now() - made < SETTLED
         if young or older_than(versions.latest, rows_by_version(self._world, name)):
             return Maintained(versions.latest, rotated, 0)
         self._retire(name, operator)
         self._trim(operator, below=versions.latest)
         return Maintained(versions.latest, rotated, versions.latest)
+
+    def _made_at(self, versions: KeyVersions) -> datetime | None:
+        """When the newest version was made. Of two clocks the later one: Vault's may be behind, and haste destroys."""
+        told = made_at(self._world, KeyName.ONCE, versions)
+        recorded = recorded_at(self._world, KeyName.ONCE, versions.latest)
+        return max((moment for moment in (told, recorded) if moment is not None), default=None)
 
     def _is_cut_off(self, name: KeyName) -> bool:
         with self._world.store.reading() as tx:

@@ -55,7 +55,7 @@ class RotateKey:
             versions = self._keys.versions(name)
             started_from = self._intent(name)
             if started_from is None:
-                made = self._made_by_us(name, versions.latest)
+                made = recorded_at(self._world, name, versions.latest)
                 if not again and made is not None and self._world.clock.now() - made < SETTLED:
                     return Rotated(name, versions.latest, versions.latest, made, "recent")
                 started_from = versions.latest
@@ -68,11 +68,6 @@ class RotateKey:
                 # Read after the answer and unchanged: it did not happen. The intent stays for the next run.
                 raise KeyRingUnavailable(answer if answer != "ok" else "vault_odd_answer")
             return self._finish(name, started_from, versions, answer, operator)
-
-    def _made_by_us(self, name: KeyName, version: int) -> datetime | None:
-        with self._world.store.reading() as tx:
-            known = tx.setting(f"{_MADE}{name}.{version}")
-        return datetime.fromisoformat(known) if known is not None else None
 
     def _ask(self, name: KeyName) -> str:
         try:
@@ -116,6 +111,13 @@ def made_at(world: OperatorWorld, name: KeyName, versions: KeyVersions) -> datet
     with world.store.reading() as tx:
         known = tx.setting(f"{_MADE}{name}.{versions.latest}")
         known = known if known is not None or versions.latest > 1 else _first_seen(tx)
+    return datetime.fromisoformat(known) if known is not None else None
+
+
+def recorded_at(world: OperatorWorld, name: KeyName, version: int) -> datetime | None:
+    """When `RotateKey` made a version, by our own clock; None where it was made otherwise."""
+    with world.store.reading() as tx:
+        known = tx.setting(f"{_MADE}{name}.{version}")
     return datetime.fromisoformat(known) if known is not None else None
 
 
