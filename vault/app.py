@@ -16,6 +16,8 @@ import structlog
 
 from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, Settings
 from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
+from vault.domain.ids import RANDOM_BYTES, RequestId
+from vault.keyring.operator import OperatorTransit
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
@@ -34,7 +36,9 @@ from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, U
 from vault.usecases.batch import World
 from vault.usecases.detokenize import Detokenize
 from vault.usecases.grants import IssueGrant, RevokeGrant
+from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.maintenance import ExpireOnceKeys
+from vault.usecases.operating import Operator, OperatorWorld
 from vault.usecases.refusals import RecordRefusals
 from vault.usecases.tokenize import Tokenize
 
@@ -42,6 +46,7 @@ _log = structlog.get_logger()
 
 MAX_BATCH = 200
 SWEEP_EVERY = timedelta(seconds=15)
+MAINTAIN_EVERY = timedelta(minutes=10)
 _ENVIRONMENT = "environment"
 
 C = TypeVar("C")
@@ -77,7 +82,7 @@ class App:
         self._intake = self._open_intake()
         self._release = self._open_release()
         self._readiness = Readiness(world=self._world)
-        self._sweep: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._lock: int | None = None
         self._server = self._build_server()
 
@@ -113,12 +118,14 @@ class App:
         """Serve."""
         await self._server.start()
         if self._served & INTAKE_SERVICES:
-            self._sweep = asyncio.get_running_loop().create_task(self._keep_sweeping())
+            self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
+        if self._settings.vault.operator is not None:
+            self._chores.append(asyncio.get_running_loop().create_task(self._keep_maintaining()))
 
     async def stop(self) -> None:
         """Drain and end; effects under way are carried out."""
-        if self._sweep is not None:
-            self._sweep.cancel()
+        for chore in self._chores:
+            chore.cancel()
         await self._server.stop(timedelta(seconds=self._settings.server.drain_seconds))
         for coalescer in self._coalescers:
             await coalescer.drained()
@@ -219,7 +226,8 @@ class App:
             )
         if self._release is not None:
             servicers["processor"] = ProcessorServicer(
-                detokenize=self._coalesced(Detokenize(world=world, keys=self._release), calls_vault=True)
+                clock=world.clock,
+                detokenize=self._coalesced(Detokenize(world=world, keys=self._release), calls_vault=True),
             )
         return servicers
 
@@ -274,6 +282,34 @@ class App:
             except Exception as e:  # noqa: BLE001 - the sweep must go on; the next one tries again
                 _log.error("sweep.failed", where=where(e))
             await asyncio.sleep(SWEEP_EVERY.total_seconds())
+
+    async def _keep_maintaining(self) -> None:
+        """The daily care of the one-time key, where the file gives this process the operator's login."""
+        login = self._settings.vault.operator
+        assert login is not None, "asked before"
+        session = open_vault(self._settings, login, connections=2)
+        self._sessions.append(session)
+        world = OperatorWorld(
+            environment=self._world.environment,
+            store=self._store,
+            clock=self._world.clock,
+            entropy=self._world.entropy,
+        )
+        maintain = MaintainOnceKey(world=world, keys=OperatorTransit(session))
+        while True:
+            operator = Operator(
+                name=f"cardvault:{world.environment}",
+                reason="daily",
+                command_id=RequestId.from_random(world.entropy.bytes(RANDOM_BYTES)),
+            )
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._check_threads, maintain, operator)
+            except CardVaultError as e:
+                # Another server may be at it; and what fails now is tried again.
+                _log.info("maintain.postponed", reason=e.reason)
+            except Exception as e:  # noqa: BLE001 - the chore must go on; the next round tries again
+                _log.error("maintain.failed", where=where(e))
+            await asyncio.sleep(MAINTAIN_EVERY.total_seconds())
 
     # --- preflight --------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,10 @@ class VaultSection(_Section):
     intake: LoginSection | None = None
     release: LoginSection | None = None
     operator: LoginSection | None = None
-    """For `cardvault keys`; a server has no need of it, and should not have it."""
+    """For `cardvault keys`. A server that has it cares for the one-time key itself; else a timer runs `keys maintain`.
+
+    It can destroy keys, not read cards: give it to as few processes as can be.
+    """
     checkpointer: LoginSection | None = None
 
 

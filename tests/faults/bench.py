@@ -7,7 +7,7 @@ keys stays in its mount.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.support.world import consent
 from vault.cleanroom import open_sealed
 from vault.domain.binding import stored_card_binding
 from vault.domain.caller import Caller, Identity, Role
+from vault.domain.card import CardDetails
 from vault.domain.ids import RANDOM_BYTES, CustomerId, RequestId, TenantId
 from vault.domain.pan import Pan
 from vault.embedded.files import policies_dir
@@ -88,8 +89,12 @@ class Tools:
 
     def store_cards(self, count: int) -> Mapping[CardKey, Pan]:
         """Store fresh cards of two shops; returns their numbers."""
-        world = World(environment=ENVIRONMENT, store=self.store, clock=SystemClock(), entropy=SystemEntropy())
         cards = [fresh_card() for _ in range(count)]
+        return dict(zip(self.store_again(cards), (card.pan for card in cards), strict=True))
+
+    def store_again(self, cards: Sequence[CardDetails]) -> Sequence[CardKey]:
+        """Store these, each for the customer of its place in the sequence; returns their names."""
+        world = World(environment=ENVIRONMENT, store=self.store, clock=SystemClock(), entropy=SystemEntropy())
         commands = []
         for number, card in enumerate(cards):
             tenant = SHOPS[number % len(SHOPS)]
@@ -105,12 +110,12 @@ class Tools:
                     order=None,
                 )
             )
-        numbers: dict[CardKey, Pan] = {}
+        names: list[CardKey] = []
         for done in Tokenize(world=world, keys=self.intake)(commands):
             assert isinstance(done, Tokenized)
             assert done.stored is not None
-            numbers[CardKey(done.stored.tenant, done.stored.token)] = done.card.pan
-        return numbers
+            names.append(CardKey(done.stored.tenant, done.stored.token))
+        return names
 
     def opened(self) -> Mapping[CardKey, Pan | str]:
         """Every stored card as it opens now: its number, or what went wrong."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.faults.bench import Tools, new_place
+from tests.support.cards import fresh_card
 from tests.support.raw import execute, rows, scalar
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
 from vault.domain.grant import SealedKey
@@ -311,6 +312,18 @@ def test_a_card_is_recognised_across_a_rotation_of_the_fingerprint_key(tools: To
     )
 
     assert (report.opened, report.fingerprints_checked, report.failures) == (len(numbers), 1, [])
+
+
+def test_the_same_card_keeps_its_token_across_a_rotation_of_the_fingerprint_key(tools: Tools) -> None:
+    card = fresh_card()
+    (before,) = tools.store_again([card])
+    tools.operator.rotate(KeyName.FINGERPRINT)
+
+    (after,) = tools.store_again([card])
+
+    assert after == before
+    with tools.store.reading() as tx:
+        assert tx.count_secrets(Selection()) == 1
 
 
 def test_verify_finds_each_kind_of_damage_and_names_the_card(tools: Tools, database_url: str) -> None:

@@ -13,13 +13,21 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.cards import fresh_card
-from tests.support.raw import fail_events_about, scalar
+from tests.support.raw import execute, fail_events_about, rows, scalar
 from tests.support.world import consent
 from vault.domain.audit import RELEASED
 from vault.domain.caller import Caller, Identity, Role
 from vault.domain.card import CardDetails
 from vault.domain.consent import CardUse
-from vault.domain.errors import CardVaultError, KeyRefused, KeyRingUnavailable, Refused, StoreUnavailable
+from vault.domain.errors import (
+    CardVaultError,
+    Contention,
+    KeyRefused,
+    KeyRingUnavailable,
+    Refused,
+    StoreUnavailable,
+    Unavailable,
+)
 from vault.domain.grant import DEFAULT_LIFETIME, Money
 from vault.domain.ids import RANDOM_BYTES, CustomerId, IdempotencyKey, OrderId, ProcessorName, RequestId, TenantId
 from vault.embedded.openbao import OpenBao
@@ -331,3 +339,63 @@ def test_one_grant_redeemed_twice_in_one_batch_is_released_once(bench: Bench) ->
 
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Refused", "Refused", "ReleasedCard"]
     assert _released_events(bench) == 1
+
+
+def test_vault_answering_after_the_caller_left_does_not_burn_the_grant(bench: Bench) -> None:
+    issued = bench.grant_for(bench.store_card(fresh_card()))
+    late = DetokenizeCommand(
+        caller=bench.caller(PROCESSOR),
+        grant=issued.grant,
+        order=ORDER,
+        amount=AMOUNT,
+        deadline=bench.world.clock.now(),
+    )
+
+    (outcome,) = bench.detokenize([late])
+    released = bench.redeem(issued)
+
+    assert isinstance(outcome, Unavailable)
+    assert isinstance(released, ReleasedCard)
+    assert _released_events(bench) == 1
+
+
+def test_a_card_whose_consent_was_removed_from_the_ledger_is_not_released(bench: Bench, database_url: str) -> None:
+    issued = bench.grant_for(bench.store_card(fresh_card()))
+    if database_url.startswith("sqlite"):
+        execute(database_url, "DROP TRIGGER consents_no_delete", "DELETE FROM consents")
+    else:
+        execute(
+            database_url,
+            "ALTER TABLE consents DISABLE TRIGGER ALL",
+            "ALTER TABLE cards DISABLE TRIGGER ALL",
+            "DELETE FROM consents",
+        )
+
+    assert isinstance(bench.redeem(issued), Refused)
+    assert _released_events(bench) == 0
+
+
+def test_a_fingerprint_exchanged_with_another_cards_leads_no_number_under_that_cards_display(
+    bench: Bench, database_url: str
+) -> None:
+    first, second = fresh_card(), fresh_card()
+    while first.pan.last4() == second.pan.last4():
+        second = fresh_card()
+    mine = bench.store_card(first).stored
+    (other,) = bench.tokenize([bench.command(second, key="key-2")])
+    assert mine is not None
+    assert isinstance(other, Tokenized)
+    assert other.stored is not None
+    value = rows(database_url, f"SELECT fingerprint FROM card_secrets WHERE token = '{other.stored.token}'")[0][0]
+    literal = f"X'{bytes(value).hex()}'" if database_url.startswith("sqlite") else f"'\\x{bytes(value).hex()}'"
+    execute(
+        database_url,
+        f"UPDATE card_secrets SET fingerprint = (SELECT ciphertext FROM card_secrets WHERE token = '{mine.token}') "
+        f"WHERE token = '{other.stored.token}'",
+        f"UPDATE card_secrets SET fingerprint = {literal} WHERE token = '{mine.token}'",
+    )
+
+    (again,) = bench.tokenize([bench.command(second, key="key-3")])
+
+    assert isinstance(again, Contention)
+    assert scalar(database_url, f"SELECT record_version FROM card_secrets WHERE token = '{mine.token}'") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from vault.domain.grant import GrantText
 from vault.domain.ids import OrderId
 from vault.rpc.codec import decode_money, encode_expiry
@@ -10,13 +12,14 @@ from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
 from vault.v1 import cards_pb2, processor_pb2
 
 
-def decode_detokenize(request: processor_pb2.DetokenizeRequest, call: Call) -> DetokenizeCommand:
+def decode_detokenize(request: processor_pb2.DetokenizeRequest, call: Call, *, now: datetime) -> DetokenizeCommand:
     """A grant with what it must have been issued for."""
     return DetokenizeCommand(
         caller=call.caller,
         order=OrderId.parse(request.order_id, field="order_id"),
         amount=decode_money(request.amount),
         grant=GrantText.parse(request.grant),
+        deadline=now + timedelta(seconds=call.budget),
     )
 
 

@@ -128,13 +128,15 @@ class AccountServicer:
 class ProcessorServicer:
     """ProcessorService."""
 
+    clock: Clock
     detokenize: Coalescer[DetokenizeCommand, ReleasedCard]
 
     async def Detokenize(
         self, request: processor_pb2.DetokenizeRequest, call: Call
     ) -> processor_pb2.DetokenizeResponse:
         """See the proto."""
-        released = await self.detokenize.submit(codec_processor.decode_detokenize(request, call), budget=call.budget)
+        command = codec_processor.decode_detokenize(request, call, now=self.clock.now())
+        released = await self.detokenize.submit(command, budget=call.budget)
         return codec_processor.encode_released_card(released)
 
     async def ReportOutcome(

@@ -206,7 +206,8 @@ def redeemable(row: Any) -> Redeemable:
     """From `GRANT_COLUMNS` and `TARGET_COLUMNS`."""
     found = grant(row)
     target: RedeemableStoredCard | RedeemableOnce | None = None
-    if found.token is not None and row.card_wrapped_key is not None:
+    # Without its ledger entry a card is not there: no card without consent, also where somebody removed the entry.
+    if found.token is not None and row.card_wrapped_key is not None and row.consent_token is not None:
         target = RedeemableStoredCard(
             token=found.token,
             customer=CustomerId(row.card_customer_id),

@@ -56,7 +56,7 @@ def lock_cards(engine: Engine, *, share: bool) -> Batch:
 
 @cache
 def _reseal_secrets(engine: Engine) -> Batch:
-    given = Given(engine, [*card_secrets.columns, cards.c.customer_id])
+    given = Given(engine, [*card_secrets.columns, cards.c.customer_id, cards.c.last4])
     replaced = ("wrapped_key", "kek_version", "data_key_version", "ciphertext", "record_version")
     statement = (
         update(card_secrets)
@@ -69,6 +69,9 @@ def _reseal_secrets(engine: Engine) -> Batch:
             cards.c.tenant_id == given.c.tenant_id,
             cards.c.token == given.c.token,
             cards.c.customer_id == given.c.customer_id,
+            # A fingerprint is not part of what a row is bound to: one exchanged with another card's must not lead
+            # this card's number under that card's display.
+            cards.c.last4 == given.c.last4,
         )
         .returning(card_secrets.c.token)
     )
@@ -134,7 +137,7 @@ def reseal(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
     ordered = sorted(new, key=lambda card: (card.tenant, card.token))
     if link.locks_rows:
         link.batch_rows(lock_cards(link.engine, share=False), [(card.tenant, card.token) for card in ordered])
-    secrets = [[*row_of(card_secrets, secret_values(card)), card.customer] for card in ordered]
+    secrets = [[*row_of(card_secrets, secret_values(card)), card.customer, card.last4] for card in ordered]
     changed = frozenset(Token(row.token) for row in link.batch_rows(_reseal_secrets(link.engine), secrets))
     resealed = [card for card in ordered if card.token in changed]
     add_consents(link, resealed)

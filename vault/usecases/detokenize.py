@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, assert_never
 
 from vault.cleanroom import OpenedCard, open_sealed
@@ -17,7 +18,15 @@ from vault.domain.binding import Binding, one_time_binding, stored_card_binding
 from vault.domain.caller import Caller
 from vault.domain.card import Expiry
 from vault.domain.consent import CardUse
-from vault.domain.errors import BrokenSeal, CardVaultError, KeyRefused, KeyRingUnavailable, Refused, StoreUnavailable
+from vault.domain.errors import (
+    BrokenSeal,
+    CardVaultError,
+    KeyRefused,
+    KeyRingUnavailable,
+    Refused,
+    StoreUnavailable,
+    Unavailable,
+)
 from vault.domain.grant import (
     Allowed,
     Denied,
@@ -41,6 +50,8 @@ class DetokenizeCommand:
     grant: GrantText
     order: OrderId
     amount: Money
+    deadline: datetime | None = None
+    """When the caller stops waiting; a grant is not used up for an answer that nobody takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +169,10 @@ class Detokenize:
 
     def _claim(self, attempts: Sequence[_Attempt]) -> None:
         """Decide in the database who redeems, and record every release and every refusal with it."""
+        for a in attempts:
+            if a.data_key is not None and self._is_too_late(a):
+                a.data_key = None
+                a.error = Unavailable("deadline_before_claim")
         decided = [a for a in attempts if a.data_key is not None or a.denied]
         if not decided:
             return
@@ -191,6 +206,10 @@ class Detokenize:
                     )
             tx.append_events(journal.events)
         journal.committed()
+
+    def _is_too_late(self, a: _Attempt) -> bool:
+        deadline = a.command.deadline
+        return deadline is not None and self._world.clock.now() >= deadline
 
     def _open(self, attempts: Sequence[_Attempt]) -> None:
         broken: list[_Attempt] = []
