@@ -1,0 +1,1 @@
+"""Measurements, as ratios that hold on any machine."""
