@@ -98,10 +98,7 @@ def add_cards(tools: Tools, url: str, count: int) -> None:
                 connection.execute(insert(cards), [each.card_row(now) for each in made])
                 connection.execute(
                     insert(card_secrets),
-                    [
-                        each.secret_row(key.wrapped, key.kek_version)
-                        for each, key in zip(made, answers.cards, strict=True)
-                    ],
+                    [each.secret_row(key) for each, key in zip(made, answers.cards, strict=True)],
                 )
     finally:
         engines.dispose()
@@ -314,10 +311,9 @@ class Shoppers:
         self._clients = clients
         self._pace = pace
         self._known: list[tuple[str, str]] = []
-        for number, (checkout, _) in enumerate(clients * 10):
-            card = TypedCard(
-                made_up_digits(length=16), 12, datetime.now(UTC).year + 3, f"Shopper {'ab'[number % 2]}", ""
-            )
+        year, (checkout, _) = datetime.now(UTC).year + 3, clients[0]
+        for _ in range(20):
+            card = TypedCard(made_up_digits(length=16), 12, year, "Some Shopper", "")
             customer = new_customer()
             answer = checkout.checkout.Tokenize(store_request(card, customer), timeout=TIMEOUT)
             self._known.append((customer, answer.card.token))
