@@ -19,7 +19,7 @@ _run = secrets.token_hex(4)
 
 def new_customer() -> str:
     """A customer that no other test knows."""
-    return f"customer-{_run}-{next(_numbers)}"
+    return f"customer-{_run}-{next(_numbers)}-c"
 
 
 def new_order() -> str:
