@@ -1,54 +1,35 @@
-"""Settings: one TOML file, secrets only by file path, every problem listed at once."""
+"""Settings: what a configuration file may say, section by section. `config_file` reads and checks one."""
 
 from __future__ import annotations
 
-import copy
-import os
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
-from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vault.domain.caller import Identity, Role
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ProcessorName, TenantId
 
 if TYPE_CHECKING:
-    from cryptography import x509
+    pass
 
 ServiceName = Literal["checkout", "account", "processor"]
 SERVICES: tuple[ServiceName, ...] = ("checkout", "account", "processor")
 INTAKE_SERVICES = frozenset({"checkout"})
 RELEASE_SERVICES = frozenset({"processor"})
 
-SECRET_VARIABLES = ("VAULT_TOKEN", "BAO_TOKEN", "PGPASSWORD")
-"""Environment variables that hold a secret; every process of the user can read them (PCI DSS 8.6.2)."""
-
-LEAKING_VARIABLES = ("SSLKEYLOGFILE", "GRPC_TRACE", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONBREAKPOINT")
-"""Environment variables under which keys or messages end up in files, terminals or debuggers (PCI DSS 3.5.1)."""
-
-DEVELOPMENT_MARK = "cardvault development"
-"""Stands in the subject of every certificate of the development CA; production refuses them."""
-
-_SQLITE = "sqlite:///"
+SQLITE_PREFIX = "sqlite:///"
 _SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+")
 _LABEL = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
-class ConfigProblems(Exception):
-    """The configuration cannot be used; `problems` lists everything that is wrong with it."""
+class Section(BaseModel):
+    """A part of the file: nothing unknown in it, and no value of it in an error."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = tuple(problems)
-
-
-class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
@@ -61,7 +42,7 @@ def _label(text: str) -> str:
 Label = Annotated[str, AfterValidator(_label)]
 
 
-class ServerSection(_Section):
+class ServerSection(Section):
     """Where and as whom this process serves."""
 
     listen: str = "127.0.0.1:7443"
@@ -76,7 +57,7 @@ class ServerSection(_Section):
     """Calls that may wait for their batch, for each RPC; above it RESOURCE_EXHAUSTED."""
 
 
-class DatabaseSection(_Section):
+class DatabaseSection(Section):
     """The database. The URL holds no password; `password_file` does."""
 
     url: str
@@ -84,7 +65,7 @@ class DatabaseSection(_Section):
     pool_size: int = Field(default=16, ge=2, le=200)
 
 
-class LoginSection(_Section):
+class LoginSection(Section):
     """How one kind of process logs in to Vault: AppRole by two files, or a token file that an agent keeps fresh."""
 
     role_id_file: Path | None = None
@@ -102,7 +83,7 @@ class LoginSection(_Section):
         return self
 
 
-class VaultSection(_Section):
+class VaultSection(Section):
     """Vault or OpenBao."""
 
     address: str
@@ -120,7 +101,7 @@ class VaultSection(_Section):
     checkpointer: LoginSection | None = None
 
 
-class IdentitySection(_Section):
+class IdentitySection(Section):
     """One client certificate's URI and what it may be."""
 
     uri: str
@@ -155,7 +136,7 @@ class IdentitySection(_Section):
         )
 
 
-class CommonSettings(_Section):
+class CommonSettings(Section):
     """What every command that uses a file needs of it."""
 
     environment: Label
@@ -176,7 +157,9 @@ class CommonSettings(_Section):
 
     def sqlite_file(self) -> Path | None:
         """The file of a SQLite database."""
-        return Path(self.database.url.removeprefix(_SQLITE)) if self.database.url.startswith(_SQLITE) else None
+        return (
+            Path(self.database.url.removeprefix(SQLITE_PREFIX)) if self.database.url.startswith(SQLITE_PREFIX) else None
+        )
 
 
 class Settings(CommonSettings):
@@ -198,272 +181,8 @@ class Settings(CommonSettings):
         return served
 
 
-F = TypeVar("F", bound=CommonSettings)
-
-
 class OperatorSettings(CommonSettings):
     """The file for operator commands; what it says of a server is not looked at."""
 
     server: object = None
     identities: object = None
-
-
-def load(path: Path) -> Settings:
-    """Read and check a file for a server. Raises `ConfigProblems`."""
-    return _load(path, Settings)
-
-
-def load_for_operator(path: Path) -> OperatorSettings:
-    """Read and check a file for operator commands; `[server]` and `[[identities]]` may be absent.
-
-    Raises `ConfigProblems`.
-    """
-    return _load(path, OperatorSettings)
-
-
-def _load(path: Path, kind: type[F]) -> F:
-    """Relative paths in the file count from its own folder."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigProblems([f"{path}: cannot be read ({e.strerror})"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise ConfigProblems([f"{path}: is not valid TOML"]) from None
-    resolved = _resolve(raw, path.parent.resolve())
-    try:
-        settings = kind.model_validate(resolved)
-    except ValidationError as e:
-        errors = e.errors(include_url=False, include_input=False, include_context=False)
-        problems = [
-            f"{'.'.join(str(part) for part in error['loc']) or 'file'}: {error['msg'].removeprefix('Value error, ')}"
-            for error in errors
-        ]
-        unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
-        parts = _readable_parts(resolved, unknown)
-        raise ConfigProblems(problems + problems_with(parts, os.environ)) from None
-    looked_at = settings if isinstance(settings, Settings) else _readable_parts(resolved, []).for_operator()
-    problems = problems_with(looked_at, os.environ)
-    if problems:
-        raise ConfigProblems(problems)
-    return settings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What can be read of a file that is wrong elsewhere, so that one look at it finds every problem."""
-
-    profile: str
-    server: ServerSection | None
-    database: DatabaseSection | None
-    vault: VaultSection | None
-    identities: tuple[IdentitySection, ...] | None
-
-    def for_operator(self) -> _Parts:
-        """Without what concerns a server alone."""
-        return replace(self, server=None, identities=None)
-
-
-S = TypeVar("S", bound=_Section)
-
-
-def _readable_parts(raw: Mapping[str, Any], unknown: Sequence[tuple[int | str, ...]]) -> _Parts:
-    known = copy.deepcopy(dict(raw))
-    for *parents, key in unknown:
-        place: Any = known
-        for part in parents:
-            place = place[part]
-        del place[key]
-    listed = known.get("identities")
-    items = listed if isinstance(listed, list) else [None]
-    identities = tuple(section for item in items if (section := _readable(IdentitySection, item)) is not None)
-    return _Parts(
-        # Of an unknown profile nothing is known, so nothing is demanded for it.
-        profile="production" if known.get("profile", "production") == "production" else "development",
-        server=_readable(ServerSection, known.get("server")),
-        database=_readable(DatabaseSection, known.get("database")),
-        vault=_readable(VaultSection, known.get("vault")),
-        identities=None if items and not identities else identities,
-    )
-
-
-def _readable(kind: type[S], value: object) -> S | None:
-    try:
-        return kind.model_validate(value)
-    except ValidationError:
-        return None
-
-
-_PATH_KEYS = frozenset(
-    {"certificate", "private_key", "client_ca", "ca_file", "password_file"}
-    | {"role_id_file", "secret_id_file", "token_file"}
-)
-
-
-def _resolve(value: Any, base: Path) -> Any:
-    if isinstance(value, list):
-        return [_resolve(item, base) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _resolve_text(key, item, base) if isinstance(item, str) else _resolve(item, base)
-        for key, item in value.items()
-    }
-
-
-def _resolve_text(key: str, text: str, base: Path) -> str:
-    if key in _PATH_KEYS:
-        return str(base / text)
-    if key == "url" and text.startswith(_SQLITE) and _names_a_file(text):
-        return f"{_SQLITE}{base / text.removeprefix(_SQLITE)}"
-    return text
-
-
-def _names_a_file(sqlite_url: str) -> bool:
-    name = sqlite_url.removeprefix(_SQLITE)
-    return bool(name) and not name.startswith((":", "file:"))
-
-
-def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> list[str]:
-    """What the file's shape alone does not show."""
-    return [
-        *_environment_problems(environ),
-        *_file_problems(settings),
-        *_database_problems(settings),
-        *_vault_problems(settings),
-        *_identity_problems(settings),
-    ]
-
-
-def _environment_problems(environ: Mapping[str, str]) -> list[str]:
-    found = [name for name in LEAKING_VARIABLES if environ.get(name)]
-    if environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
-        found.append("GRPC_VERBOSITY")
-    leaks = [f"environment variable {name} is set: it would leak keys or messages; unset it" for name in found]
-    secrets = [name for name in SECRET_VARIABLES if environ.get(name)]
-    return leaks + [f"environment variable {name} is set: secrets come from files; unset it" for name in secrets]
-
-
-def _files_of(settings: Settings | _Parts) -> list[tuple[str, Path, bool]]:
-    """Name, path, and whether it is secret."""
-    files = []
-    if settings.server is not None:
-        files.append(("server.certificate", settings.server.certificate, False))
-        files.append(("server.private_key", settings.server.private_key, True))
-        files.append(("server.client_ca", settings.server.client_ca, False))
-    if settings.database is not None and settings.database.password_file is not None:
-        files.append(("database.password_file", settings.database.password_file, True))
-    if settings.vault is None:
-        return files
-    files.append(("vault.ca_file", settings.vault.ca_file, False))
-    for name in ("intake", "release", "operator", "checkpointer"):
-        login = getattr(settings.vault, name)
-        if login is None:
-            continue
-        for key in ("role_id_file", "secret_id_file", "token_file"):
-            path = getattr(login, key)
-            if path is not None:
-                files.append((f"vault.{name}.{key}", path, key != "role_id_file"))
-    return files
-
-
-def _file_problems(settings: Settings | _Parts) -> list[str]:
-    problems = []
-    for name, path, secret in _files_of(settings):
-        if not path.is_file():
-            problems.append(f"{name}: no such file: {path}")
-        elif not os.access(path, os.R_OK):
-            problems.append(f"{name}: cannot be read: {path}")
-        elif secret and path.stat().st_mode & 0o077:
-            problems.append(f"{name}: others may read it: chmod 600 {path}")
-        elif name in _CERTIFICATES and not _certificates_in(path):
-            problems.append(f"{name}: is no PEM certificate: {path}")
-        elif name in _CERTIFICATES and settings.profile == "production" and _is_from_development_ca(path):
-            problems.append(f"{name}: comes from the development CA, which production refuses")
-        elif name == "server.private_key" and settings.server is not None:
-            problems += _key_problems(path, settings.server.certificate)
-    return problems
-
-
-_CERTIFICATES = frozenset({"server.certificate", "server.client_ca", "vault.ca_file"})
-
-
-def _certificates_in(path: Path) -> Sequence[x509.Certificate]:
-    from cryptography import x509
-
-    try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError):
-        return []
-
-
-def _key_problems(path: Path, certificate: Path) -> list[str]:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
-        return [f"server.private_key: is no PEM private key without a password: {path}"]
-    chain = _certificates_in(certificate)
-    if chain and chain[0].public_key() != key.public_key():
-        return ["server.private_key: does not belong to server.certificate"]
-    return []
-
-
-def _is_from_development_ca(path: Path) -> bool:
-    return any(DEVELOPMENT_MARK in found.issuer.rfc4514_string() for found in _certificates_in(path))
-
-
-def _database_problems(settings: Settings | _Parts) -> list[str]:
-    if settings.database is None:
-        return []
-    text = settings.database.url
-    url, query = urlsplit(text), parse_qs(urlsplit(text).query)
-    if url.scheme == "sqlite":
-        if not text.startswith(_SQLITE) or not _names_a_file(text):
-            return ["database.url: must name a file, as in sqlite:////var/lib/cardvault/vault.db"]
-        folder = Path(text.removeprefix(_SQLITE)).parent
-        return [] if folder.is_dir() else [f"database.url: no such folder: {folder}"]
-    if url.scheme != "postgresql":
-        return ["database.url: must begin with sqlite:/// or postgresql://"]
-    problems = []
-    if url.password or "password" in query:
-        problems.append("database.url: holds a password; put it into a file and name it in database.password_file")
-    if settings.profile == "production":
-        hosts = [url.hostname or "", *query.get("host", []), *query.get("hostaddr", [])]
-        over_network = any(host and not host.startswith("/") for host in hosts)
-        if over_network and query.get("sslmode") != ["verify-full"]:
-            problems.append("database.url: production needs sslmode=verify-full (PCI DSS 4.2.1)")
-    return problems
-
-
-def _vault_problems(settings: Settings | _Parts) -> list[str]:
-    problems = []
-    if settings.vault is not None and urlsplit(settings.vault.address).scheme != "https":
-        problems.append("vault.address: must begin with https://")
-    if settings.server is None:
-        return problems
-    served = set(settings.server.services)
-    if not served:
-        problems.append("server.services: names no service")
-    if settings.vault is None:
-        return problems
-    if served & INTAKE_SERVICES and settings.vault.intake is None:
-        problems.append("vault.intake: is needed to serve checkout")
-    if served & RELEASE_SERVICES and settings.vault.release is None:
-        problems.append("vault.release: is needed to serve the processor")
-    return problems
-
-
-def _identity_problems(settings: Settings | _Parts) -> list[str]:
-    if settings.identities is None:
-        return []
-    problems = []
-    seen: set[str] = set()
-    for section in settings.identities:
-        if section.uri in seen:
-            problems.append(f"identities: {section.uri} stands twice")
-        seen.add(section.uri)
-    if not settings.identities:
-        problems.append("identities: none, so nobody could call")
-    return problems

@@ -27,7 +27,7 @@ from tests.support.installation import (
     wait_until_ready,
 )
 from tests.support.requests import TIMEOUT, grant_request, new_customer, new_order, redeem_request, store_request
-from vault.config import LEAKING_VARIABLES
+from vault.config_file import LEAKING_VARIABLES
 from vault.embedded.openbao import OpenBao
 from vault.hardening import swap_warnings
 from vault.ports import KeyName

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from vault.config import LEAKING_VARIABLES, SECRET_VARIABLES, ConfigProblems, Settings, load, problems_with
+from vault.config import Settings
+from vault.config_file import LEAKING_VARIABLES, SECRET_VARIABLES, ConfigProblems, load, problems_with
 from vault.domain.caller import Role
 from vault.embedded.pki import CertificateFiles, DevelopmentCa
 

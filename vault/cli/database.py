@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from vault.config import ConfigProblems, Settings, load
+from vault.config import Settings
+from vault.config_file import ConfigProblems, load
 from vault.domain.errors import StoreUnavailable
 from vault.store import DatabaseRefused, schema
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from vault.cli.serve import EXIT_REFUSED, serve
-from vault.config import load
+from vault.config_file import load
 from vault.domain.caller import Role
 from vault.hardening import harden
 

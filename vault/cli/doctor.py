@@ -11,7 +11,8 @@ from pathlib import Path
 import typer
 
 from vault import hardening
-from vault.config import ConfigProblems, Settings, load
+from vault.config import Settings
+from vault.config_file import ConfigProblems, load
 from vault.domain.errors import CardVaultError
 
 EXIT_WELL, EXIT_WARNINGS, EXIT_UNFIT = 0, 1, 2

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from vault.app_operator import OperatorTools
-from vault.config import ConfigProblems, load_for_operator
+from vault.config_file import ConfigProblems, load_for_operator
 from vault.domain.errors import CardVaultError, Kind, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
 from vault.usecases.operating import Operator

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import typer
 
-from vault.config import ConfigProblems, Settings, load
+from vault.config import Settings
+from vault.config_file import ConfigProblems, load
 from vault.hardening import harden
 
 if TYPE_CHECKING:
