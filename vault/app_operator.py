@@ -15,6 +15,13 @@ from vault.system import SystemClock, SystemEntropy
 from vault.usecases.operating import OperatorWorld
 
 
+class MissingLogin(PreconditionFailed):
+    """The command needs a login that the file does not name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no_{name}_login", message=f"this command needs [vault.{name}] in the configuration")
+
+
 class OperatorTools:
     """Opens what a command asks for, when it asks; a login that is not configured is None."""
 
@@ -32,11 +39,10 @@ class OperatorTools:
         self._open.close()
 
     def operator_keys(self) -> OperatorTransit:
-        """Rotation and the like. Raises `PreconditionFailed` where the login is not configured."""
-        keys = self._operator
-        if keys is None:
-            raise PreconditionFailed("no_operator_login", message="vault.operator: is needed for this command")
-        return keys
+        """Rotation and the like. Raises `MissingLogin`."""
+        if self._operator is None:
+            raise MissingLogin("operator")
+        return self._operator
 
     def intake(self) -> IntakeTransit | None:
         """Wrapping."""

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from vault.app_operator import MissingLogin
 from vault.cli.operating import (
     EXIT_DUE,
     EXIT_FAILED,
@@ -23,6 +24,7 @@ from vault.cli.operating import (
     Patience,
     Terminal,
     Watch,
+    confirmed,
     ending,
     operating,
     operator_now,
@@ -33,9 +35,9 @@ from vault.ports_operator import Selection
 from vault.usecases.certificate import FORMAT, IssueCertificate
 from vault.usecases.key_status import KeyStatus, Level, StatusReport
 from vault.usecases.maintain import MaintainOnceKey
-from vault.usecases.operating import Failure
+from vault.usecases.operating import PAGE, Failure
 from vault.usecases.rekey import RekeyCards
-from vault.usecases.rewrap import Proof, Rewrap
+from vault.usecases.rewrap import MAX_BATCH, Proof, Rewrap
 from vault.usecases.rotate import RetireKey, RotateKey, TrimKey, older_than, rows_by_version
 from vault.usecases.verify import VerifyCards
 
@@ -177,6 +179,8 @@ def rewrap(
                 report = Rewrap(world=tools.world, keys=keys, release=release)(
                     operator_now(tools, reason),
                     proof=Proof(proof),
+                    # Who asks for a pace asks to be spared: smaller transactions too.
+                    batch=MAX_BATCH if max_rate is None else PAGE,
                     persist=Patience(terminal, timedelta(seconds=give_up_after)),
                     progress=watch,
                 )
@@ -238,13 +242,14 @@ def trim(
                 "older than the rewrap become unreadable, and with them erased cards that they still hold."
             )
             if dry_run:
-                terminal.say(warning.replace("This destroys", "This would destroy"))
-                terminal.result({"key": name, "would_trim_below": versions.min_decryption})
+                nothing = versions.min_decryption <= max(1, versions.min_available)
+                terminal.say("nothing to trim" if nothing else warning.replace("This destroys", "This would destroy"))
+                terminal.result({"key": name, "would_trim_below": 0 if nothing else versions.min_decryption})
                 return EXIT_OK
-            if not yes:
-                terminal.say(warning)
-                if not typer.confirm("Go on?", default=False):
-                    return EXIT_REFUSED
+            # Without a confirmed snapshot, or with nothing to destroy, the use case says so; then there is no question.
+            will_destroy = snapshot_confirmed and versions.min_decryption > max(1, versions.min_available)
+            if will_destroy and not confirmed(terminal, warning, yes=yes):
+                return EXIT_REFUSED
             done = TrimKey(world=tools.world, keys=keys)(
                 name, operator_now(tools, reason), snapshot_confirmed=snapshot_confirmed
             )
@@ -283,8 +288,7 @@ def rekey(
         def command() -> int:
             intake, release = tools.intake(), tools.release()
             if intake is None or release is None:
-                terminal.trouble("rekey needs the logins operator, intake and release in the configuration")
-                return EXIT_USAGE
+                raise MissingLogin("intake" if intake is None else "release")
             use_case = RekeyCards(world=tools.world, keys=tools.operator_keys(), intake=intake, release=release)
             selection = _selection(tenant, since, until)
             if dry_run:
@@ -329,8 +333,7 @@ def verify(
         def command() -> int:
             release = tools.release()
             if release is None:
-                terminal.trouble("verify needs the release login in the configuration")
-                return EXIT_USAGE
+                raise MissingLogin("release")
             with Watch(terminal, "verify", max_rate=max_rate) as watch:
                 report = VerifyCards(world=tools.world, release=release, intake=tools.intake())(
                     operator_now(tools, reason),
@@ -405,8 +408,7 @@ def certificate(config: Path, *, out: Path) -> int:
         def command() -> int:
             signer = tools.signer()
             if signer is None:
-                terminal.trouble("certificate needs the checkpointer login in the configuration")
-                return EXIT_USAGE
+                raise MissingLogin("checkpointer")
             text = IssueCertificate(world=tools.world, keys=tools.operator_keys(), signer=signer)()
             out.write_text(text + "\n", encoding="utf-8")
             terminal.say(f"{out}: signed; check it with `cardvault keys check-certificate`")

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vault.app_operator import OperatorTools
+from vault.app_operator import MissingLogin, OperatorTools
 from vault.config_file import ConfigProblems, load_for_operator
 from vault.domain.errors import CardVaultError, Kind, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
@@ -36,6 +36,9 @@ EXIT_REFUSED = 5
 """A condition does not hold; nothing was done."""
 
 T = TypeVar("T")
+
+# We say ourselves when something is tried again; a library's notice on stdout would spoil the JSON there.
+stamina.instrumentation.set_on_retry_hooks([])
 
 _HOPELESS = frozenset(
     {"vault_forbidden", "vault_key_missing", "vault_key_version_retired", "vault_login_file", "key_flags"}
@@ -86,11 +89,26 @@ def ending(terminal: Terminal, command: Callable[[], int]) -> int:
     """Run a command; errors become words and exit codes."""
     try:
         return command()
+    except MissingLogin as e:
+        terminal.trouble(e.message)
+        terminal.result({"error": e.reason, "message": e.message})
+        return EXIT_USAGE
     except CardVaultError as e:
         text = e.message if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else e.reason
         terminal.trouble(text)
         terminal.result({"error": e.reason, "message": text})
         return EXIT_REFUSED if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else EXIT_FAILED
+
+
+def confirmed(terminal: Terminal, warning: str, *, yes: bool) -> bool:
+    """Whether the operator wants it all the same; without a terminal only --yes says so."""
+    if yes:
+        return True
+    terminal.trouble(warning)
+    if not sys.stdin.isatty():
+        terminal.trouble("nobody is here to ask: give --yes")
+        return False
+    return typer.confirm("Go on?", default=False, err=True)
 
 
 def operator_now(tools: OperatorTools, reason: str) -> Operator:

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
-import typer
-
 from vault.cli.operating import (
     EXIT_OK,
     EXIT_REFUSED,
     Patience,
     Terminal,
     Watch,
+    confirmed,
     ending,
     operating,
     operator_now,
@@ -44,7 +43,7 @@ def erase(
                 terminal.say(f"would erase {count} cards of {tenant}")
                 terminal.result({"would_erase": count})
                 return EXIT_OK
-            if not yes and not typer.confirm(f"Erase {count} cards of {tenant} for good?", default=False):
+            if not confirmed(terminal, f"This erases {count} cards of {tenant} for good.", yes=yes):
                 return EXIT_REFUSED
             with Watch(terminal, "erase", max_rate=max_rate) as watch:
                 report = use_case(

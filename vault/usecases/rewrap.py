@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -19,7 +21,7 @@ from vault.domain.binding import Binding, stored_card_binding
 from vault.domain.errors import BrokenSeal, KeyRefused, KeyRingUnavailable
 from vault.domain.grant import SealedKey
 from vault.ports import KeyName, KeyToUnwrap, ReleaseKeys
-from vault.ports_operator import CardKey, OperatorKeys, StoredSecret, StoredWrap, WrapReplacement
+from vault.ports_operator import Busy, CardKey, OperatorKeys, OperatorReader, StoredSecret, StoredWrap, WrapReplacement
 from vault.usecases.operating import PAGE, Failure, Operator, OperatorWorld, Persist, Progress, at_once, unwatched
 from vault.usecases.rotate import older_than
 
@@ -27,6 +29,10 @@ BEFORE = "wraps_before."
 """Settings with the counts by version before the first rewrap to a version."""
 RUN = "rewrap_run."
 """Settings with what each run did, by version and command."""
+
+
+MAX_BATCH = 1000
+"""Cards in one transaction where nothing else needs the database much; fewer leave it free more often."""
 
 
 class Proof(StrEnum):
@@ -51,6 +57,16 @@ class RewrapReport:
     failures: list[Failure] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Prepared:
+    """A batch that Vault is done with and the database is not."""
+
+    last: CardKey
+    replacements: list[WrapReplacement] = field(default_factory=list)
+    proven: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
 class Rewrap:
     """The use case. `release` proves new wraps; without it the run needs the `operator` login alone."""
 
@@ -64,35 +80,55 @@ class Rewrap:
         operator: Operator,
         *,
         proof: Proof,
+        batch: int = MAX_BATCH,
         persist: Persist = at_once,
         progress: Progress = unwatched,
     ) -> RewrapReport:
-        """Walk once over all cards under older versions. Raises `KeyRingUnavailable`, `StoreUnavailable` at last."""
+        """Walk once over all cards under older versions, `batch` cards in a transaction.
+
+        While one batch is written, Vault works on the next. Raises `KeyRingUnavailable`, `StoreUnavailable` at last.
+        """
         version = persist(partial(self._keys.versions, KeyName.CARDS)).latest
         report = RewrapReport(version, persist(partial(self._begin, version)))
-        after: CardKey | None = None
-        while page := persist(partial(self._page, version, after)):
-            persist(partial(self._one_page, page, report, proof, operator))
-            after = page[-1].card
-            progress(report.rewrapped + report.superseded + len(report.failures), report.total)
+        with ThreadPoolExecutor(1, "rewrap") as ahead:
+            coming = ahead.submit(self._prepare, version, None, batch, proof, persist)
+            while (prepared := coming.result()) is not None:
+                coming = ahead.submit(self._prepare, version, prepared.last, batch, proof, persist)
+                persist(partial(self._write, prepared, report, operator))
+                progress(report.rewrapped + report.superseded + len(report.failures), report.total)
         return report
 
     def _begin(self, version: int) -> int:
         """Count what is to be done; the first run for a version writes the counts down."""
         with self._world.store.reading() as tx:
             counts = tx.count_wraps()
-            known = tx.setting(f"{BEFORE}{version}")
-        if known is None:
-            with self._world.store.writing() as tx:
+        with suppress(Busy), self._world.store.exclusively("rewrap-begin"), self._world.store.writing() as tx:
+            if tx.setting(f"{BEFORE}{version}") is None:
                 tx.put_setting(f"{BEFORE}{version}", json.dumps({str(v): n for v, n in counts.items()}, sort_keys=True))
         return older_than(version, counts)
 
-    def _page(self, version: int, after: CardKey | None) -> Sequence[StoredWrap]:
-        with self._world.store.reading() as tx:
-            return tx.wraps_below(version, after=after, limit=PAGE)
+    def _prepare(
+        self, version: int, after: CardKey | None, batch: int, proof: Proof, persist: Persist
+    ) -> _Prepared | None:
+        """The next batch with its new wraps; None at the end of the walk."""
+        page = persist(partial(self._page, version, after, batch))
+        if not page:
+            return None
+        prepared = _Prepared(page[-1].card)
+        for start in range(0, len(page), PAGE):
+            wraps = page[start : start + PAGE]
+            replacements, proven, failures = persist(partial(self._rewrap, wraps, proof))
+            prepared.replacements += replacements
+            prepared.proven += proven
+            prepared.failures += failures
+        return prepared
 
-    def _one_page(self, page: Sequence[StoredWrap], report: RewrapReport, proof: Proof, operator: Operator) -> None:
-        """Safe to repeat as a whole: what was replaced already is found replaced."""
+    def _page(self, version: int, after: CardKey | None, batch: int) -> Sequence[StoredWrap]:
+        with self._world.store.reading() as tx:
+            return tx.wraps_below(version, after=after, limit=batch)
+
+    def _rewrap(self, page: Sequence[StoredWrap], proof: Proof) -> tuple[list[WrapReplacement], int, list[Failure]]:
+        """What Vault makes of up to 200 wraps; changes nothing."""
         bindings = {wrap.card: binding_of(wrap, environment=self._world.environment) for wrap in page}
         answers = self._keys.rewrap(
             [KeyToUnwrap(KeyName.CARDS, wrap.key, bindings[wrap.card].wrap_context()) for wrap in page]
@@ -106,9 +142,14 @@ class Rewrap:
         proven, unproven = self._prove(fresh, bindings, proof)
         failures += unproven
         bad = {failure.card for failure in failures}
-        replacements = [WrapReplacement(w.card, w.key, key) for w, key in fresh if w.card not in bad]
+        return [WrapReplacement(w.card, w.key, key) for w, key in fresh if w.card not in bad], proven, failures
+
+    def _write(self, prepared: _Prepared, report: RewrapReport, operator: Operator) -> None:
+        """Safe to repeat: what was replaced already, as after an answer that was lost, is found replaced."""
         with self._world.store.writing() as tx:
-            changed = tx.replace_wraps(replacements)
+            changed = tx.replace_wraps(prepared.replacements)
+            unchanged = [each for each in prepared.replacements if each.card not in changed]
+            already = _replaced_before(tx, unchanged)
             events = [
                 self._world.event(
                     operator,
@@ -117,7 +158,7 @@ class Rewrap:
                     outcome=Outcome.ERROR,
                     why=failure.reason,
                 )
-                for failure in failures
+                for failure in prepared.failures
             ]
             if changed:
                 events.append(
@@ -127,17 +168,17 @@ class Rewrap:
                         target=KeyName.CARDS,
                         version=report.version,
                         cards=len(changed),
-                        proven=proven,
+                        proven=prepared.proven,
                     )
                 )
             tx.append_events(events)
             after = RewrapReport(
                 report.version,
                 report.total,
-                report.rewrapped + len(changed),
-                report.superseded + len(replacements) - len(changed),
-                report.proven + proven,
-                [*report.failures, *failures],
+                report.rewrapped + len(changed) + already,
+                report.superseded + len(unchanged) - already,
+                report.proven + prepared.proven,
+                [*report.failures, *prepared.failures],
             )
             tx.put_setting(f"{RUN}{report.version}.{operator.command_id}", _record(after, operator, self._world))
         report.rewrapped, report.superseded = after.rewrapped, after.superseded
@@ -167,6 +208,16 @@ class Rewrap:
             else:
                 proven += 1
         return proven, failures
+
+
+def _replaced_before(tx: OperatorReader, unchanged: Sequence[WrapReplacement]) -> int:
+    """How many of these have the new wrap already."""
+    count = 0
+    for start in range(0, len(unchanged), PAGE):
+        some = unchanged[start : start + PAGE]
+        stored = tx.secrets_of([each.card for each in some])
+        count += sum(1 for each in some if each.card in stored and stored[each.card].wrap.key == each.new)
+    return count
 
 
 def _record(report: RewrapReport, operator: Operator, world: OperatorWorld) -> str:
