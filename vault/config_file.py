@@ -165,9 +165,18 @@ def _names_a_file(sqlite_url: str) -> bool:
     return bool(name) and not name.startswith((":", "file:"))
 
 
+DATABASE_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGSSLMODE", "PGSSLROOTCERT", "PGOPTIONS")
+"""Environment variables by which a connection would differ from what the file says."""
+
+
 def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> list[str]:
     """What the file's shape alone does not show."""
     return [
+        *(
+            f"environment variable {name} is set: production takes the database from the file alone; unset it"
+            for name in DATABASE_VARIABLES
+            if settings.profile == "production" and environ.get(name)
+        ),
         *_environment_problems(environ),
         *_file_problems(settings),
         *_database_problems(settings),
@@ -272,10 +281,13 @@ def _database_problems(settings: Settings | _Parts) -> list[str]:
     if url.password or "password" in query:
         problems.append("database.url: holds a password; put it into a file and name it in database.password_file")
     if settings.profile == "production":
-        hosts = [url.hostname or "", *query.get("host", []), *query.get("hostaddr", [])]
+        named = [url.netloc.rpartition("@")[2], *query.get("host", []), *query.get("hostaddr", [])]
+        hosts = [host for text in named for host in text.split(",")]
         over_network = any(host and not host.startswith("/") for host in hosts)
         if over_network and query.get("sslmode") != ["verify-full"]:
             problems.append("database.url: production needs sslmode=verify-full (PCI DSS 4.2.1)")
+        if "service" in query:
+            problems.append("database.url: production takes no service file: what it says cannot be checked")
     return problems
 
 

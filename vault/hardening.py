@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-_PR_GET_DUMPABLE = 3
+MIN_DESCRIPTORS = 8192
 _PR_SET_DUMPABLE = 4
 
 
@@ -19,18 +19,18 @@ def harden() -> None:
     """
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Connections of strangers hold descriptors until their handshake times out; the usual soft limit is soon reached.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def weaknesses() -> list[str]:
-    """What of `harden` does not hold in this process, and what the machine leaves open."""
-    found = []
-    if resource.getrlimit(resource.RLIMIT_CORE)[0] != 0:
-        found.append("core files are allowed")
-    if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0:
-        found.append("the process is dumpable: others of the same user can read its memory")
-    return found
+def descriptor_warnings() -> list[str]:
+    """A hard limit of open files that strangers' connections could use up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = hard != resource.RLIM_INFINITY and hard < MIN_DESCRIPTORS
+    return [f"at most {hard} open files: raise the hard limit to {MIN_DESCRIPTORS} or more"] if low else []
 
 
 def swap_warnings(swaps: Path = Path("/proc/swaps")) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import string
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -266,3 +267,17 @@ def test_the_repr_of_a_card_shows_four_digits_and_the_expiry() -> None:
     assert card.pan.reveal()[:6] not in shown
     assert card.holder_name.reveal_text() not in shown
     assert "SecurityCode(••••)" in shown
+
+
+def test_a_long_name_of_combining_marks_is_refused_before_it_is_looked_at() -> None:
+    text = "\u0301" * 15_500 + "\u0316" * 15_500
+
+    started = time.process_time()
+    with pytest.raises(InvalidField):
+        HolderName.parse(text)
+    long = time.process_time() - started
+    started = time.process_time()
+    HolderName.parse("Ada Example" * 5)
+    short = time.process_time() - started
+
+    assert long < 50 * max(short, 0.0001)

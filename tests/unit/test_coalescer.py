@@ -167,3 +167,19 @@ def test_an_unexpected_failure_reaches_every_caller_of_its_batch_and_the_next_ba
         assert await calls.submit(3, budget=BUDGET) == 3
 
     run(main)
+
+
+def test_a_call_that_comes_just_as_a_lane_ends_does_not_wait_for_ever(threads: ThreadPoolExecutor) -> None:
+    recorder = Recorder()
+
+    async def main() -> None:
+        calls = coalescer(recorder, threads)
+        for number in range(20):
+            # Its answer wakes us before the lane that gave it is gone.
+            assert await calls.submit(number, budget=BUDGET) == number * 10
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+
+    run(lambda: asyncio.wait_for(main(), 5))
+
+    assert len(recorder.batches) == 20

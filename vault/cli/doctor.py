@@ -124,5 +124,6 @@ def _vault(settings: Settings) -> list[Finding]:
 
 
 def _machine(_: Settings) -> list[Finding]:
-    warnings = [Finding("machine", "warning", text) for text in hardening.swap_warnings()]
-    return warnings or [Finding("machine", "ok", "no swap")]
+    found = [*hardening.swap_warnings(), *hardening.descriptor_warnings()]
+    warnings = [Finding("machine", "warning", text) for text in found]
+    return warnings or [Finding("machine", "ok", "no swap, enough open files")]

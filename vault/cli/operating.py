@@ -24,6 +24,8 @@ from vault.app_operator import MissingLogin, OperatorTools
 from vault.config_file import ConfigProblems, load_for_operator
 from vault.domain.errors import CardVaultError, Kind, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
+from vault.domain.pan import contains_pan
+from vault.hardening import harden
 from vault.usecases.operating import Operator
 
 EXIT_OK = 0
@@ -34,6 +36,8 @@ EXIT_DUE = 3
 EXIT_OVERDUE = 4
 EXIT_REFUSED = 5
 """A condition does not hold; nothing was done."""
+
+MAX_REASON_CHARACTERS = 200
 
 T = TypeVar("T")
 
@@ -58,11 +62,11 @@ class Terminal:
     def say(self, text: str) -> None:
         """For people."""
         if not self.as_json:
-            self.out.print(text, highlight=False, soft_wrap=True)
+            self.out.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def trouble(self, text: str) -> None:
         """For people, also when machines read."""
-        self.err.print(text, highlight=False, soft_wrap=True)
+        self.err.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def result(self, facts: Mapping[str, Any]) -> None:
         """For machines."""
@@ -72,7 +76,11 @@ class Terminal:
 
 @contextmanager
 def operating(config: Path) -> Iterator[OperatorTools]:
-    """Everything a command needs; ends the command where the configuration does not allow it."""
+    """Everything a command needs; ends the command where the configuration does not allow it.
+
+    `verify`, `rekey` and a rewrap's proof hold cards and keys in clear, as a server does.
+    """
+    harden()
     try:
         tools = OperatorTools(load_for_operator(config))
     except ConfigProblems as e:
@@ -112,7 +120,11 @@ def confirmed(terminal: Terminal, warning: str, *, yes: bool) -> bool:
 
 
 def operator_now(tools: OperatorTools, reason: str) -> Operator:
-    """Who is at the terminal."""
+    """Who is at the terminal. Ends the command if the reason, which is kept for ever, holds a card number."""
+    if contains_pan(reason) or len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
+        raise typer.BadParameter(
+            f"must be at most {MAX_REASON_CHARACTERS} plain characters and hold no card number", param_hint="--reason"
+        )
     return Operator(
         name=f"operator:{getpass.getuser()}@{socket.gethostname()}",
         reason=reason,

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from vault.domain.errors import BrokenSeal
 from vault.domain.ids import ConsentId, CustomerId, OnceId, OrderId, TenantId, Token
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,7 +36,12 @@ class Binding:
         return hashlib.sha256(b"cardvault.wrap.v1" + self.encoded).digest()
 
     def aad(self, suite: int) -> bytes:
-        """Associated data of the local seal; the suite and the record version cannot be exchanged either."""
+        """Associated data of the local seal; the suite and the record version cannot be exchanged either.
+
+        Raises `BrokenSeal` for a record version that no sealing can have had.
+        """
+        if not 0 <= self.record_version < 2**32:
+            raise BrokenSeal("impossible record version")
         return b"cardvault.rec.v1" + bytes((suite,)) + self.encoded + self.record_version.to_bytes(4, "big")
 
 

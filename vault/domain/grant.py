@@ -216,6 +216,8 @@ def decide_redemption(
         (grant.processor == identity.processor, "wrong_processor"),
         (grant.state is GrantState.OPEN, f"grant_{grant.state}"),
         (now < grant.expires_at, "grant_expired"),
+        # No grant of ours lives longer: this one was written by somebody else.
+        (grant.expires_at - grant.issued_at <= MAX_LIFETIME, "impossible_lifetime"),
         (grant.order == order, "wrong_order"),
         (grant.amount == amount, "wrong_amount"),
     )

@@ -48,7 +48,7 @@ class Coalescer(Generic[C, R]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._queue: deque[_Waiting[C, R]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._lanes_open: set[asyncio.Task[None]] = set()
 
     async def submit(self, command: C, *, budget: float) -> R:
         """The result of one command, or its error. `budget` is the time the caller has left, in seconds."""
@@ -57,29 +57,37 @@ class Coalescer(Generic[C, R]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
         self._queue.append(_Waiting(command, answer, loop.time() + budget))
-        if len(self._running) < self._lanes:
+        if len(self._lanes_open) < self._lanes:
             lane = loop.create_task(self._work())
-            self._running.add(lane)
-            lane.add_done_callback(self._running.discard)
+            self._lanes_open.add(lane)
         return await answer
 
     async def drained(self) -> None:
         """Return once no batch is under way."""
-        while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
+        while self._lanes_open:
+            await asyncio.gather(*self._lanes_open, return_exceptions=True)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while batch := self._take(loop.time()):
-            commands = [waiting.command for waiting in batch]
-            try:
-                results = await loop.run_in_executor(self._executor, self._use_case, commands)
-            except Exception as trouble:  # noqa: BLE001 - handed to every caller, whose guard maps it
-                for waiting in batch:
-                    _settle(waiting.answer, trouble)
-            else:
-                for waiting, result in zip(batch, results, strict=True):
-                    _settle(waiting.answer, result)
+        try:
+            while batch := self._take(loop.time()):
+                await self._run(batch)
+        finally:
+            # At once, not by a callback a moment later: a call that came in between would wait for a lane for ever.
+            lane = asyncio.current_task()
+            assert lane is not None, "a lane is a task"
+            self._lanes_open.discard(lane)
+
+    async def _run(self, batch: Sequence[_Waiting[C, R]]) -> None:
+        commands = [waiting.command for waiting in batch]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._use_case, commands)
+        except Exception as trouble:  # noqa: BLE001 - handed to every caller, whose guard maps it
+            for waiting in batch:
+                _settle(waiting.answer, trouble)
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                _settle(waiting.answer, result)
 
     def _take(self, now: float) -> list[_Waiting[C, R]]:
         """The next batch, without those that nobody waits for any more."""

@@ -7,9 +7,8 @@ uncaught exception to the client, and malformed protobuf would fail before any o
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from time import perf_counter
 from typing import Any, NoReturn, Protocol
@@ -20,12 +19,13 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from vault.domain.caller import Caller
-from vault.domain.errors import CardVaultError, Exhausted, InvalidField, Kind, Refused, Unavailable
+from vault.domain.errors import CardVaultError, InvalidField, Kind, Refused, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
 from vault.ports import Entropy
 from vault.rpc.access import Rule
 from vault.rpc.errors import Answer, answer_to, answer_to_deadline, answer_to_unexpected
 from vault.rpc.identity import Identities, check_transport
+from vault.rpc.rooms import RoomLimits, Rooms
 from vault.telemetry import where
 from vault.usecases.refusals import RefusedCall
 
@@ -70,8 +70,7 @@ class Limits:
 
     default_deadline: timedelta = timedelta(seconds=10)
     longest_deadline: timedelta = timedelta(seconds=30)
-    calls_in_flight: int = 2048
-    calls_in_flight_per_identity: int = 1024
+    rooms: RoomLimits = field(default_factory=RoomLimits)
 
 
 class Door:
@@ -89,8 +88,7 @@ class Door:
         self._limits = limits
         self._entropy = entropy
         self._record_refusal = record_refusal
-        self._in_flight: Counter[str] = Counter()
-        self._total = 0
+        self._rooms = Rooms(limits.rooms)
 
     def guard(
         self, *, method: str, rule: Rule, request_type: type[Message], handler: Handler
@@ -99,22 +97,27 @@ class Door:
 
         async def guarded(raw: bytes, context: Context) -> bytes:
             started = perf_counter()
-            reason = field = ""
+            reason = at = ""
             request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
             caller: Caller | None = None
             try:
                 auth = context.auth_context()
                 caller = self._identities.caller(auth, peer=context.peer(), request_id=request_id)
-                self._check_caller(auth, caller, rule)
                 budget = self._budget(context)
-                with self._room_for(caller.known.uri):
-                    request = _parse(request_type, raw)
-                    async with asyncio.timeout(budget):
-                        response = await handler(request, Call(caller, budget))
-                    return response.SerializeToString()
+                # A place first: also refusing costs a line in the audit log.
+                with self._rooms.call(caller):
+                    try:
+                        self._check_caller(auth, caller, rule)
+                        request = _parse(request_type, raw)
+                        async with asyncio.timeout(budget):
+                            response = await handler(request, Call(caller, budget))
+                        return response.SerializeToString()
+                    except CardVaultError as error:
+                        await self._audit(error, method, rule.event, caller)
+                        raise
             except CardVaultError as error:
-                reason, field = error.reason, error.field
-                answer = await self._refuse(error, method, rule.event, caller, request_id)
+                reason, at = error.reason, error.field
+                answer = answer_to(error, request_id)
             except TimeoutError:
                 reason = "deadline"
                 answer = answer_to_deadline(request_id)
@@ -126,7 +129,7 @@ class Door:
                 method=method,
                 code=answer.code.name,
                 reason=reason,
-                field=field,
+                field=at,
                 error_id=request_id,
                 identity=caller.known.uri if caller is not None and caller.identity is not None else "",
                 milliseconds=round((perf_counter() - started) * 1000, 1),
@@ -165,8 +168,10 @@ class Door:
         async def guarded(raw: bytes, context: Context) -> None:
             request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
             try:
-                check_transport(context.auth_context())
-                with self._room_for(method):
+                auth = context.auth_context()
+                check_transport(auth)
+                caller = self._identities.caller(auth, peer=context.peer(), request_id=request_id)
+                with self._rooms.watcher(caller.certificate_sha256):
                     await handler(_parse(request_type, raw), context)
             except CardVaultError as error:
                 await _end(context, answer_to(error, request_id))
@@ -190,52 +195,17 @@ class Door:
         longest = self._limits.longest_deadline.total_seconds()
         return self._limits.default_deadline.total_seconds() if asked is None else min(asked, longest)
 
-    def _room_for(self, who: str) -> _Room:
-        if self._total >= self._limits.calls_in_flight:
-            raise Exhausted("calls_in_flight")
-        if self._in_flight[who] >= self._limits.calls_in_flight_per_identity:
-            raise Exhausted("calls_in_flight_per_identity")
-        return _Room(self, who)
-
-    def enter(self, who: str) -> None:
-        """Count a call in."""
-        self._total += 1
-        self._in_flight[who] += 1
-
-    def leave(self, who: str) -> None:
-        """Count a call out."""
-        self._total -= 1
-        self._in_flight[who] -= 1
-
-    async def _refuse(
-        self, error: CardVaultError, method: str, event: str, caller: Caller | None, request_id: RequestId
-    ) -> Answer:
-        """Record the refusal, then say what the caller is told of it."""
-        if caller is not None and not error.audited and error.kind not in _NOT_AUDITED:
-            refused = RefusedCall(caller=caller, event=event, method=method, reason=error.reason, field=error.field)
-            try:
+    async def _audit(self, error: CardVaultError, method: str, event: str, caller: Caller) -> None:
+        """Record a refusal. Raises `Unavailable` where that is not possible: it is then no definite answer."""
+        if error.audited or error.kind in _NOT_AUDITED:
+            return
+        refused = RefusedCall(caller=caller, event=event, method=method, reason=error.reason, field=error.field)
+        try:
+            async with asyncio.timeout(self._limits.default_deadline.total_seconds()):
                 await self._record_refusal(refused)
-            except CardVaultError as trouble:
-                _log.error("audit.unavailable", method=method, error_id=request_id, reason=trouble.reason)
-                return answer_to(Unavailable("audit_unavailable"), request_id)
-            except Exception as trouble:  # noqa: BLE001 - a refusal that cannot be recorded is no definite answer
-                _log.error("audit.unavailable", method=method, error_id=request_id, where=where(trouble))
-                return answer_to(Unavailable("audit_unavailable"), request_id)
-        return answer_to(error, request_id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """A place taken while a call is in flight."""
-
-    door: Door
-    who: str
-
-    def __enter__(self) -> None:
-        self.door.enter(self.who)
-
-    def __exit__(self, *_: object) -> None:
-        self.door.leave(self.who)
+        except Exception as trouble:  # noqa: BLE001 - whatever it is, the refusal is not recorded
+            _log.error("audit.unavailable", method=method, error_id=caller.request_id, where=where(trouble))
+            raise Unavailable("audit_unavailable") from None
 
 
 def _parse(request_type: type[Message], raw: bytes) -> Message:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-from vault.domain.errors import IdempotencyConflict, NotAvailable
+from vault.domain.audit import Outcome
+from vault.domain.errors import IdempotencyConflict, NotAvailable, Unavailable
 from vault.domain.ids import CustomerId, IdempotencyKey, TenantId, Token
 from vault.ports import IdempotencyId, IdempotencyRecord, Writer
 from vault.usecases.batch import Attempt, Journal
@@ -82,7 +83,10 @@ def settle(
             continue  # claimed just now, or erased between the two statements; the next round settles it
         if record.erased:
             journal.refuse(request.attempt, NotAvailable("answer_erased"))
-        elif request.digests.get(record.fingerprint_version) != record.request_sha256:
+        elif record.fingerprint_version not in request.digests:
+            # The key of its fingerprint was retired: whether this is the same request cannot be told, so it is unknown.
+            journal.refuse(request.attempt, Unavailable("answer_not_comparable"), outcome=Outcome.ERROR)
+        elif request.digests[record.fingerprint_version] != record.request_sha256:
             journal.refuse(request.attempt, IdempotencyConflict("idempotency_key_reused"))
         elif request.id not in exchanged:
             settled.repeats[id(request.attempt)] = record

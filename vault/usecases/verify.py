@@ -14,6 +14,9 @@ from vault.ports_operator import CardKey, Selection, StoredSecret
 from vault.usecases.operating import PAGE, Failure, Operator, OperatorWorld, Persist, Progress, at_once, unwatched
 from vault.usecases.rewrap import binding_of
 
+VERSION_RETIRED = "vault_key_version_retired"
+"""Reason of the key ring where it is this one card's wrap that is too old; the others open."""
+
 
 @dataclass(slots=True)
 class VerifyReport:
@@ -150,6 +153,8 @@ def open_page(
         match key:
             case KeyRefused():
                 failures.append(Failure(secret.wrap.card, "key_refused"))
+            case KeyRingUnavailable() if key.reason == VERSION_RETIRED:
+                failures.append(Failure(secret.wrap.card, key.reason))
             case KeyRingUnavailable():
                 raise key
             case _:
