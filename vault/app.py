@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -35,12 +35,12 @@ from vault.telemetry import where
 from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, UpdateCard
 from vault.usecases.batch import World
 from vault.usecases.detokenize import Detokenize
-from vault.usecases.grants import IssueGrant, RevokeGrant
+from vault.usecases.grants import IssueGrant, IssueGrantCommand, RevokeGrant
 from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.maintenance import ExpireOnceKeys
 from vault.usecases.operating import Operator, OperatorWorld
 from vault.usecases.refusals import RecordRefusals
-from vault.usecases.tokenize import Tokenize
+from vault.usecases.tokenize import Tokenize, TokenizeCommand
 
 _log = structlog.get_logger()
 
@@ -165,7 +165,11 @@ class App:
         return ReleaseTransit(session, threads=threads)
 
     def _coalesced(
-        self, use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]], *, calls_vault: bool
+        self,
+        use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]],
+        *,
+        calls_vault: bool,
+        alone: Callable[[C], Hashable] = lambda _: None,
     ) -> Coalescer[C, R]:
         # SQLite has one writer: a second batch at the same time would only wait for it.
         lanes = 1 if self._store.kind is Engine.SQLITE and not calls_vault else 2
@@ -175,6 +179,7 @@ class App:
             lanes=lanes,
             max_batch=MAX_BATCH,
             max_waiting=self._settings.server.max_waiting,
+            alone=alone,
         )
         self._coalescers.append(coalescer)
         return coalescer
@@ -218,9 +223,13 @@ class App:
         if self._intake is not None:
             servicers["checkout"] = CheckoutServicer(
                 clock=world.clock,
-                tokenize=self._coalesced(Tokenize(world=world, keys=self._intake), calls_vault=True),
+                tokenize=self._coalesced(
+                    Tokenize(world=world, keys=self._intake), calls_vault=True, alone=_by_idempotency_key
+                ),
                 issue_grant=self._coalesced(
-                    IssueGrant(world=world, processors=self._settings.processors()), calls_vault=False
+                    IssueGrant(world=world, processors=self._settings.processors()),
+                    calls_vault=False,
+                    alone=_by_idempotency_key,
                 ),
                 revoke_grant=self._coalesced(RevokeGrant(world=world), calls_vault=False),
             )
@@ -337,6 +346,12 @@ class App:
             os.close(lock)
             raise StartRefused([f"database: another server already uses {path}"]) from None
         self._lock = lock
+
+
+def _by_idempotency_key(command: TokenizeCommand | IssueGrantCommand) -> Hashable:
+    """Repeats of one request settle one after the other."""
+    key = command.idempotency_key
+    return (command.caller.known.tenant, key) if key is not None else None
 
 
 def _checked_once(inspect: Callable[[], Sequence[str]], probe: Callable[[], None]) -> Callable[[], None]:

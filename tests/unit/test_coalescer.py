@@ -43,8 +43,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
-def coalescer(use_case: Recorder, threads: ThreadPoolExecutor, **limits: int) -> Coalescer[int, int]:
-    bounds = {"lanes": 1, "max_batch": 200, "max_waiting": 1000} | limits
+def coalescer(use_case: Recorder, threads: ThreadPoolExecutor, **limits: Any) -> Coalescer[int, int]:
+    bounds: dict[str, Any] = {"lanes": 1, "max_batch": 200, "max_waiting": 1000} | limits
     return Coalescer(use_case, executor=threads, **bounds)
 
 
@@ -183,3 +183,20 @@ def test_a_call_that_comes_just_as_a_lane_ends_does_not_wait_for_ever(threads: T
     run(lambda: asyncio.wait_for(main(), 5))
 
     assert len(recorder.batches) == 20
+
+
+def test_commands_that_settle_one_after_the_other_take_one_place_in_each_batch(threads: ThreadPoolExecutor) -> None:
+    recorder = Recorder(hold=True)
+
+    async def main() -> None:
+        calls = coalescer(recorder, threads, alone=lambda command: "same" if command < 10 else None)
+        first = asyncio.create_task(calls.submit(0, budget=BUDGET))
+        await asyncio.to_thread(recorder.begun.wait, 10)
+        others = [asyncio.create_task(calls.submit(n, budget=BUDGET)) for n in (1, 2, 11, 3, 12)]
+        await asyncio.sleep(0)
+        recorder.may_go_on.set()
+        assert await asyncio.gather(first, *others) == [0, 10, 20, 110, 30, 120]
+
+    run(main)
+
+    assert recorder.batches == [[0], [1, 11, 12], [2], [3]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,13 +40,19 @@ class Coalescer(Generic[C, R]):
         lanes: int,
         max_batch: int,
         max_waiting: int,
+        alone: Callable[[C], Hashable] = lambda _: None,
     ) -> None:
-        """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused."""
+        """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused.
+
+        Of commands for which `alone` gives the same thing (not None) each batch takes one: they would settle one after
+        the other, and their neighbours would wait for all of them.
+        """
         self._use_case = use_case
         self._executor = executor
         self._lanes = lanes
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._alone = alone
         self._queue: deque[_Waiting[C, R]] = deque()
         self._lanes_open: set[asyncio.Task[None]] = set()
 
@@ -92,6 +98,8 @@ class Coalescer(Generic[C, R]):
     def _take(self, now: float) -> list[_Waiting[C, R]]:
         """The next batch, without those that nobody waits for any more."""
         batch: list[_Waiting[C, R]] = []
+        later: list[_Waiting[C, R]] = []
+        taken: set[Hashable] = set()
         while self._queue and len(batch) < self._max_batch:
             waiting = self._queue.popleft()
             if waiting.answer.done():
@@ -99,7 +107,13 @@ class Coalescer(Generic[C, R]):
             if waiting.deadline <= now:
                 waiting.answer.set_exception(Unavailable("deadline_in_queue"))
                 continue
+            key = self._alone(waiting.command)
+            if key is not None and key in taken:
+                later.append(waiting)
+                continue
+            taken.add(key)
             batch.append(waiting)
+        self._queue.extendleft(reversed(later))
         return batch
 
 
