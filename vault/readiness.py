@@ -6,13 +6,9 @@ needs something wrapped; processes that may only unwrap find it in the database,
 
 from __future__ import annotations
 
-import hashlib
-
-from vault.domain.grant import SealedKey
-from vault.ports import IntakeKeys, KeyName, KeyToUnwrap, KeyToWrap, ReleaseKeys
+from vault.ports import IntakeKeys, KeyToWrap, ReleaseKeys
 from vault.usecases.batch import World
-
-_CANARY = "canary.cardvault-cards"
+from vault.usecases.canary import SETTING, canary_of, context_of
 
 
 class Readiness:
@@ -20,7 +16,6 @@ class Readiness:
 
     def __init__(self, *, world: World) -> None:
         self._world = world
-        self._context = hashlib.sha256(b"cardvault.canary.v1" + world.environment.encode()).digest()
 
     def store(self) -> None:
         """A write would work."""
@@ -30,17 +25,17 @@ class Readiness:
         """Wrapping works; leaves a canary for those that unwrap."""
         keys.check()
         with self._world.store.reading() as tx:
-            known = tx.setting(_CANARY)
-        if known is not None:
-            return
+            if tx.setting(SETTING) is not None:
+                return
         data_key = self._world.entropy.bytes(32)
-        wrapped = keys.protect(cards=[KeyToWrap(data_key, self._context)], once=[], fingerprints=[]).cards[0]
+        wrapped = keys.protect(
+            cards=[KeyToWrap(data_key, context_of(self._world.environment))], once=[], fingerprints=[]
+        ).cards[0]
         with self._world.store.writing() as tx:
-            tx.put_setting(_CANARY, wrapped.wrapped)
+            tx.put_setting(SETTING, wrapped.wrapped)
 
     def release(self, keys: ReleaseKeys) -> None:
         """Unwrapping works, and this is the Vault under whose keys this database was written."""
         with self._world.store.reading() as tx:
-            known = tx.setting(_CANARY)
-        canary = KeyToUnwrap(KeyName.CARDS, SealedKey(known), self._context) if known is not None else None
+            canary = canary_of(tx, environment=self._world.environment)
         keys.check(canary)

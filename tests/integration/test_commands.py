@@ -142,6 +142,7 @@ def test_vault_setup_says_what_it_would_do_then_does_it_then_has_nothing_to_do(
 def test_vault_setup_refuses_without_saying_the_token(bare_openbao: OpenBao, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("s.not-a-token-of-this-vault\n", encoding="ascii")
+    token_file.chmod(0o600)
 
     done = cardvault(
         *("vault", "setup", "--address", bare_openbao.address.address),

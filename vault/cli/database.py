@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from vault.config import Settings
-from vault.config_file import ConfigProblems, load
+from vault.config import CommonSettings
+from vault.config_file import ConfigProblems, load_for_operator
 from vault.domain.errors import StoreUnavailable
 from vault.store import DatabaseRefused, schema
 
@@ -50,7 +50,7 @@ def status(config: Path, *, as_json: bool) -> int:
     return 0 if current == wanted else 1
 
 
-def _versions(settings: Settings) -> tuple[str | None, str]:
+def _versions(settings: CommonSettings) -> tuple[str | None, str]:
     try:
         return schema.current(settings.database_url()), schema.head()
     except StoreUnavailable:
@@ -59,9 +59,9 @@ def _versions(settings: Settings) -> tuple[str | None, str]:
         raise
 
 
-def _settings(config: Path) -> Settings | None:
+def _settings(config: Path) -> CommonSettings | None:
     try:
-        return load(config)
+        return load_for_operator(config)
     except ConfigProblems as e:
         for problem in e.problems:
             typer.echo(f"  - {problem}", err=True)

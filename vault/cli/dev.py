@@ -21,7 +21,7 @@ def run(state: Path) -> int:
     typer.echo(f"Preparing a stack in {state}/ …")
     try:
         stack = prepare(state)
-    except OpenBaoFailed as e:
+    except (OpenBaoFailed, OSError) as e:
         typer.echo(f"cardvault dev: {e}", err=True)
         return EXIT_REFUSED
 

@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from vault import hardening
-from vault.config import Settings
-from vault.config_file import ConfigProblems, load
+from vault.config import CommonSettings, Settings
+from vault.config_file import ConfigProblems, load, load_for_operator
 from vault.domain.errors import CardVaultError
+
+if TYPE_CHECKING:
+    from vault.keyring.session import VaultSession
 
 EXIT_WELL, EXIT_WARNINGS, EXIT_UNFIT = 0, 1, 2
 _CERTIFICATE_WARNING = timedelta(days=7)
@@ -32,12 +36,15 @@ class Finding:
 def run(config: Path, *, as_json: bool) -> int:
     """Look at everything that can be looked at without changing anything."""
     try:
-        settings = load(config)
+        settings = _load(config)
     except ConfigProblems as e:
         findings = [Finding("configuration", "problem", problem) for problem in e.problems]
     else:
-        findings = [Finding("configuration", "ok", str(config))]
-        for look in (_certificates, _database, _vault, _machine):
+        kind = "a server's file" if isinstance(settings, Settings) else "an operator's file"
+        findings = [Finding("configuration", "ok", f"{config}: {kind}")]
+        if isinstance(settings, Settings):
+            findings += _certificates(settings)
+        for look in (_database, _vault, _machine):
             findings += look(settings)
     worst = {finding.level for finding in findings}
     if as_json:
@@ -45,6 +52,16 @@ def run(config: Path, *, as_json: bool) -> int:
     else:
         _print(findings)
     return EXIT_UNFIT if "problem" in worst else EXIT_WARNINGS if "warning" in worst else EXIT_WELL
+
+
+def _load(config: Path) -> CommonSettings:
+    """A server's file, or one for operator commands if it speaks of no server."""
+    try:
+        return load(config)
+    except ConfigProblems as e:
+        if not any(problem.startswith("server: Field required") for problem in e.problems):
+            raise
+    return load_for_operator(config)
 
 
 def _print(findings: Sequence[Finding]) -> None:
@@ -79,7 +96,7 @@ def _asked(area: str, ask: Callable[[], Sequence[str]], well: str) -> list[Findi
     return [Finding(area, "problem", problem) for problem in problems] or [Finding(area, "ok", well)]
 
 
-def _database(settings: Settings) -> list[Finding]:
+def _database(settings: CommonSettings) -> list[Finding]:
     from vault.parts import open_store
     from vault.store import DatabaseRefused
 
@@ -102,28 +119,34 @@ def _database(settings: Settings) -> list[Finding]:
         store.close()
 
 
-def _vault(settings: Settings) -> list[Finding]:
-    from vault.keyring.transit import IntakeTransit, ReleaseTransit
+def _vault(settings: CommonSettings) -> list[Finding]:
+    from vault.keyring.keyflags import inspect_keys, inspect_login
     from vault.parts import open_vault
+    from vault.ports import KeyName
 
+    wraps = (KeyName.CARDS, KeyName.ONCE)
     findings = []
-    for name, login, kind in (
-        ("vault intake", settings.vault.intake, IntakeTransit),
-        ("vault release", settings.vault.release, ReleaseTransit),
+    for name, login, keys in (
+        ("vault intake", settings.vault.intake, (*wraps, KeyName.FINGERPRINT)),
+        ("vault release", settings.vault.release, wraps),
+        ("vault operator", settings.vault.operator, tuple(KeyName)),
+        ("vault checkpointer", settings.vault.checkpointer, (KeyName.AUDIT,)),
     ):
         if login is None:
             continue
         session = open_vault(settings, login, connections=2)
-        keys = kind(session)
+
+        def look(session: VaultSession = session, keys: tuple[KeyName, ...] = keys) -> Sequence[str]:
+            return [*inspect_login(session), *inspect_keys(session, keys)]
+
         try:
-            findings += _asked(name, keys.inspect_keys, "logs in; keys have the right kind and flags")
+            findings += _asked(name, look, "logs in; keys have the right kind and flags")
         finally:
-            keys.close()
             session.close()
     return findings
 
 
-def _machine(_: Settings) -> list[Finding]:
+def _machine(_: CommonSettings) -> list[Finding]:
     found = [*hardening.swap_warnings(), *hardening.descriptor_warnings()]
     warnings = [Finding("machine", "warning", text) for text in found]
     return warnings or [Finding("machine", "ok", "no swap, enough open files")]

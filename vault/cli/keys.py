@@ -41,6 +41,9 @@ from vault.usecases.rewrap import MAX_BATCH, Proof, Rewrap
 from vault.usecases.rotate import RetireKey, RotateKey, TrimKey, older_than, rows_by_version
 from vault.usecases.verify import VerifyCards
 
+TABLE_COLUMNS = 140
+SHOWN_FAILURES = 20
+
 SHORT_NAMES = {name.removeprefix("cardvault-"): name for name in KeyName}
 
 _EXIT_OF_LEVEL = {
@@ -70,9 +73,12 @@ def status(config: Path, *, as_json: bool) -> int:
             )()
             terminal.result(_status_facts(report))
             if not as_json:
-                terminal.out.print(_status_table(report))
+                _show_status(terminal, report)
                 terminal.say(f"former wraps kept: {sum(report.former_wraps.values())}")
-                terminal.say(f"canary wrap and unwrap: {report.canary}")
+                needs = ": needs [vault.intake] and [vault.release] in the file"
+                terminal.say(
+                    f"canary wrap and unwrap: {report.canary}{needs if report.canary == 'not checked' else ''}"
+                )
             return _EXIT_OF_LEVEL[report.level]
 
         return ending(terminal, command)
@@ -99,6 +105,21 @@ def _status_facts(report: StatusReport) -> dict[str, Any]:
             for key in report.keys
         ],
     }
+
+
+def _show_status(terminal: Terminal, report: StatusReport) -> None:
+    """A table where it fits; elsewhere, as in a mail or a log, lines."""
+    if terminal.out.is_terminal and terminal.out.width >= TABLE_COLUMNS:
+        terminal.out.print(_status_table(report))
+        return
+    for key in report.keys:
+        rows = ", ".join(f"v{version}: {count}" for version, count in sorted(key.rows.items()))
+        terminal.say(
+            f"{key.name}  v{key.versions.latest}  usable from v{max(key.versions.min_decryption, 1)}  "
+            f"made {_day(key.made_at)}  rotate by {_day(key.due_at)}  {key.level}"
+        )
+        for line in (*((f"rows by version: {rows}",) if rows else ()), *key.notes):
+            terminal.say(f"    {line}")
 
 
 def _status_table(report: StatusReport) -> Table:
@@ -180,7 +201,7 @@ def rewrap(
                     operator_now(tools, reason),
                     proof=Proof(proof),
                     # Who asks for a pace asks to be spared: smaller transactions too.
-                    batch=MAX_BATCH if max_rate is None else PAGE,
+                    batch=MAX_BATCH if max_rate is None else max(1, min(PAGE, int(max_rate))),
                     persist=Patience(terminal, timedelta(seconds=give_up_after)),
                     progress=watch,
                 )
@@ -195,8 +216,10 @@ def rewrap(
 
 
 def _with_failures(terminal: Terminal, failures: list[Failure]) -> int:
-    for failure in failures:
-        terminal.trouble(f"left as it was: {failure.card.tenant}/{failure.card.token}: {failure.reason}")
+    for failure in failures[:SHOWN_FAILURES]:
+        terminal.trouble(f"failed: {failure.card.tenant}/{failure.card.token}: {failure.reason}")
+    if len(failures) > SHOWN_FAILURES:
+        terminal.trouble(f"and {len(failures) - SHOWN_FAILURES} more (--json lists all)")
     return EXIT_FAILED if failures else EXIT_OK
 
 
@@ -342,6 +365,9 @@ def verify(
                     progress=watch,
                 )
             terminal.result(asdict(report))
+            if tenant and report.total == 0:
+                terminal.trouble(f"there is no card of tenant '{tenant}'")
+                return EXIT_REFUSED
             by_version = ", ".join(f"{count} under version {v}" for v, count in sorted(report.by_version.items()))
             terminal.say(
                 f"{report.opened} of {report.total} cards open ({by_version or 'none'}); "
@@ -410,7 +436,11 @@ def certificate(config: Path, *, out: Path) -> int:
             if signer is None:
                 raise MissingLogin("checkpointer")
             text = IssueCertificate(world=tools.world, keys=tools.operator_keys(), signer=signer)()
-            out.write_text(text + "\n", encoding="utf-8")
+            try:
+                out.write_text(text + "\n", encoding="utf-8")
+            except OSError as e:
+                terminal.trouble(f"cannot write {out}: {e.strerror}")
+                return EXIT_USAGE
             terminal.say(f"{out}: signed; check it with `cardvault keys check-certificate`")
             return EXIT_OK
 

@@ -44,6 +44,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 State = Annotated[Path, typer.Option("--state", help="Where the state is kept.", metavar="DIR")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def cardvault(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A vault for payment cards: tokens, recorded consent, single-use grants."""
+
+
 @app.command()
 def serve(
     config: Config,

@@ -88,9 +88,26 @@ def operating(config: Path) -> Iterator[OperatorTools]:
             typer.echo(f"  - {problem}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
     try:
+        _refuse_foreign_database(tools)
         yield tools
     finally:
         tools.close()
+
+
+def _refuse_foreign_database(tools: OperatorTools) -> None:
+    """Under another environment's label nothing would open, and each card would raise a false alarm."""
+    try:
+        with tools.world.store.reading() as tx:
+            label = tx.setting("environment")
+    except CardVaultError:
+        return  # the command itself will say so, or wait
+    if label is not None and label != tools.world.environment:
+        typer.echo(
+            f"the database belongs to environment '{label}', the file says '{tools.world.environment}'; "
+            "nothing was done",
+            err=True,
+        )
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def ending(terminal: Terminal, command: Callable[[], int]) -> int:
@@ -102,10 +119,26 @@ def ending(terminal: Terminal, command: Callable[[], int]) -> int:
         terminal.result({"error": e.reason, "message": e.message})
         return EXIT_USAGE
     except CardVaultError as e:
-        text = e.message if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else e.reason
+        text = e.message if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else in_words(e.reason)
         terminal.trouble(text)
         terminal.result({"error": e.reason, "message": text})
         return EXIT_REFUSED if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else EXIT_FAILED
+
+
+_WORDS = {
+    "vault_unreachable": "Vault cannot be reached at the address in the file",
+    "vault_sealed": "Vault is sealed",
+    "vault_timeout": "Vault does not answer in time",
+    "vault_forbidden": "Vault refused the login: look at its files, or run `cardvault vault renew-login`",
+    "vault_login_file": "a login's file cannot be read",
+    "vault_key_version_retired": "a card is wrapped under a version that is retired: see `cardvault keys status`",
+    "database_unreachable": "the database cannot be reached; a new one is made by `cardvault db upgrade`",
+}
+
+
+def in_words(reason: str) -> str:
+    """A reason as a person would say it, with the code behind it."""
+    return f"{_WORDS[reason]} ({reason})" if reason in _WORDS else reason
 
 
 def confirmed(terminal: Terminal, warning: str, *, yes: bool) -> bool:
@@ -121,9 +154,9 @@ def confirmed(terminal: Terminal, warning: str, *, yes: bool) -> bool:
 
 def operator_now(tools: OperatorTools, reason: str) -> Operator:
     """Who is at the terminal. Ends the command if the reason, which is kept for ever, holds a card number."""
-    if contains_pan(reason) or len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
+    if not reason.strip() or contains_pan(reason) or len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
         raise typer.BadParameter(
-            f"must be at most {MAX_REASON_CHARACTERS} plain characters and hold no card number", param_hint="--reason"
+            f"must be 1 to {MAX_REASON_CHARACTERS} plain characters and hold no card number", param_hint="--reason"
         )
     return Operator(
         name=f"operator:{getpass.getuser()}@{socket.gethostname()}",

@@ -39,6 +39,10 @@ def erase(
         def command() -> int:
             use_case, name = DecommissionTenant(world=tools.world), TenantId(tenant)
             count = use_case.count(name)
+            if count == 0:
+                terminal.trouble(f"there is no card of tenant '{tenant}'")
+                terminal.result({"cards": 0})
+                return EXIT_REFUSED
             if dry_run:
                 terminal.say(f"would erase {count} cards of {tenant}")
                 terminal.result({"would_erase": count})

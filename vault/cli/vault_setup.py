@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from vault.hardening import harden
+
 
 def run(*, address: str, ca_file: Path, admin_token_file: Path, out: Path, mount: str, dry_run: bool) -> int:
     """Bring a Vault to where the server can use it. Exit 0: done, or nothing to do; 2: refused."""
@@ -24,10 +26,10 @@ def run(*, address: str, ca_file: Path, admin_token_file: Path, out: Path, mount
     from vault.keyring.setup_plan import plan
 
     try:
-        token = admin_token_file.read_text(encoding="utf-8").strip()
+        token = _admin_token(admin_token_file, ca_file)
         place = VaultAddress(address=address, ca_file=ca_file, mount=mount)
     except (OSError, ValueError) as e:
-        typer.echo(f"cardvault vault setup: {e.strerror if isinstance(e, OSError) else e}", err=True)
+        typer.echo(f"cardvault vault setup: {e}", err=True)
         return 2
     with closing(Administrator(place, token=token)) as admin:
         try:
@@ -67,12 +69,12 @@ def renew(*, login: str, address: str, ca_file: Path, admin_token_file: Path, ou
         typer.echo(f"would make login {name} anew, void its credentials, and write new ones into {out / name}/")
         return 0
     try:
-        token = admin_token_file.read_text(encoding="utf-8").strip()
+        token = _admin_token(admin_token_file, ca_file)
         place = VaultAddress(address=address, ca_file=ca_file)
         with closing(Administrator(place, token=token)) as admin:
             role_id, secret_id = renew_login(admin.client, name)
     except (OSError, ValueError) as e:
-        typer.echo(f"cardvault vault renew-login: {e.strerror if isinstance(e, OSError) else e}", err=True)
+        typer.echo(f"cardvault vault renew-login: {e}", err=True)
         return 2
     except SetupRefused as e:
         for problem in e.problems:
@@ -81,3 +83,14 @@ def renew(*, login: str, address: str, ca_file: Path, admin_token_file: Path, ou
     write_login_files(out / name, role_id=role_id, secret_id=secret_id)
     typer.echo(f"login {name}: made anew; what was issued before is void; new credentials are in {out / name}/")
     return 0
+
+
+def _admin_token(file: Path, ca_file: Path) -> str:
+    """Raises `ValueError` in words for files that will not do."""
+    for option, path in (("--admin-token-file", file), ("--ca-file", ca_file)):
+        if not path.is_file():
+            raise ValueError(f"{option}: no such file: {path}")
+    if file.stat().st_mode & 0o077:
+        raise ValueError(f"--admin-token-file: others may read it: chmod 600 {file}")
+    harden()
+    return file.read_text(encoding="utf-8").strip()
