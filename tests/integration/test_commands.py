@@ -60,11 +60,11 @@ def _dev(state: Path) -> Iterator[str]:
 
 
 def _first_call(directory: Path) -> str:
-    """Run the README's Python example beside a state directory called `.cardvault`; gives what it printed."""
+    """Run the README's Python examples beside a state directory called `.cardvault`; gives what they printed."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     done = subprocess.run(
-        [sys.executable, "-c", blocks[0]],
+        [sys.executable, "-c", "\n".join(blocks)],
         cwd=directory,
         capture_output=True,
         text=True,
@@ -84,7 +84,7 @@ def test_the_first_call_of_the_readme_works_and_its_card_is_there_after_a_restar
     with _dev(state) as again:
         second = _first_call(tmp_path)
 
-    assert re.fullmatch(r"tok_[a-z]{34} ends in 4242\n", first)
+    assert re.fullmatch(r"tok_[a-z]{34} ends in 4242\nthe processor has a number that ends in 4242\n", first)
     assert first == second
     assert re.findall(r"localhost:\d+", printed) == re.findall(r"localhost:\d+", again)
     assert all(f"{role} " in printed for role in ("checkout", "account", "processor"))
