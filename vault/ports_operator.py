@@ -186,11 +186,14 @@ class OperatorWriter(OperatorReader, Writer, Protocol):
         Returns the cards changed: others were erased or sealed anew meanwhile, and have no need of it.
         """
 
-    def forget_previous_wraps(self, *, limit: int) -> int:
-        """Remove former wraps for good; returns how many."""
+    def forget_previous_wraps(self, *, below: int, limit: int) -> int:
+        """Remove former wraps under versions below this one for good; returns how many."""
 
-    def restore_previous_wraps(self, *, above: int, limit: int) -> int:
-        """Put the former wrap back where the current one is under a version greater than `above`; returns how many."""
+    def restore_previous_wraps(self, *, above: int, below: int = 0, limit: int) -> int:
+        """Exchange current and former wrap where only the former one is under a version from `below` to `above`.
+
+        Nothing is thrown away: with other bounds it exchanges them back. Returns how many.
+        """
 
     def rekey_cards(self, cards: Sequence[RekeyedCard]) -> frozenset[CardKey]:
         """Replace wrap, ciphertext and fingerprint where the record version is still the expected one.

@@ -73,16 +73,16 @@ class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
         """
         return self._noted(write_wraps.replace(self._link, replacements))
 
-    def forget_previous_wraps(self, *, limit: int) -> int:
-        """Remove former wraps for good."""
-        return self._destroyed(write_wraps.forget_former(self._link, limit))
+    def forget_previous_wraps(self, *, below: int, limit: int) -> int:
+        """Remove former wraps under versions below this one for good."""
+        return self._destroyed(write_wraps.forget_former(self._link, below, limit))
 
-    def restore_previous_wraps(self, *, above: int, limit: int) -> int:
-        """Put the former wrap back where the current one is under a version greater than `above`.
+    def restore_previous_wraps(self, *, above: int, below: int = 0, limit: int) -> int:
+        """Exchange current and former wrap where the current version is greater than `above` or less than `below`.
 
         Where the former one is too, it would help no more than the current one: both stay as they are.
         """
-        return self._noted(write_wraps.restore_former(self._link, above, limit))
+        return self._noted(write_wraps.restore_former(self._link, above, below, limit))
 
     def rekey_cards(self, cards: Sequence[RekeyedCard]) -> frozenset[CardKey]:
         """Replace wrap, ciphertext and fingerprint where the record version is still the expected one.

@@ -10,10 +10,11 @@ from sqlalchemy import Column, and_, bindparam, func, select, update
 
 from vault.domain.card import Expiry
 from vault.domain.ids import Token
-from vault.ports import CardRef, NewCard
+from vault.ports import CardRef, KeyName, NewCard
 from vault.store.columns import Engine
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
+from vault.store.oldest import refuse_retired
 from vault.store.rows import card_values, consent_values, secret_values
 from vault.store.tables import card_secrets, cards, consents
 
@@ -122,6 +123,7 @@ _SET_DEFAULT = _set_default()
 
 def insert_new(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
     """Secrets first: whose fingerprint is free is inserted, and only then consent and card."""
+    refuse_retired(link, KeyName.CARDS, [card.sealed.key for card in new])
     # Everyone inserts in this order, so that two batches that share cards wait for each other but never in a circle.
     ordered = sorted(new, key=lambda card: (card.tenant, card.fingerprint.value, card.token))
     secrets = [row_of(card_secrets, secret_values(card)) for card in ordered]
@@ -134,6 +136,7 @@ def insert_new(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
 
 def reseal(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
     """Replace what is stored, where it is still what the new sealing was made from."""
+    refuse_retired(link, KeyName.CARDS, [card.sealed.key for card in new])
     ordered = sorted(new, key=lambda card: (card.tenant, card.token))
     if link.locks_rows:
         link.batch_rows(lock_cards(link.engine, share=False), [(card.tenant, card.token) for card in ordered])

@@ -30,10 +30,11 @@ from sqlalchemy import (
 from vault.domain.card import CardState
 from vault.domain.grant import Grant, GrantState
 from vault.domain.ids import OnceId, OrderId, TenantId
-from vault.ports import Claim, OnceKey
+from vault.ports import Claim, KeyName, OnceKey
 from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
+from vault.store.oldest import refuse_retired
 from vault.store.rows import OPEN, SPENT
 from vault.store.tables import card_secrets, cards, consents, grants, once_keys
 from vault.store.write_cards import lock_cards
@@ -257,6 +258,7 @@ def claim(link: Link, claims: Sequence[Claim], now: datetime) -> frozenset[bytes
 
 def insert_once(link: Link, keys: Sequence[OnceKey]) -> None:
     """Keep wrapped keys of one-time tokens."""
+    refuse_retired(link, KeyName.ONCE, [key.key for key in keys])
     values = [
         row_of(
             once_keys,

@@ -9,20 +9,27 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, and_, bindparam, case, delete, exists, select, update
+from sqlalchemy import BigInteger, Column, and_, bindparam, case, delete, exists, or_, select, update
 
 from vault.domain.ids import TenantId, Token
+from vault.ports import KeyName
 from vault.ports_operator import CardKey, RekeyedCard, WrapReplacement
 from vault.store.columns import Engine
 from vault.store.given import Given
 from vault.store.link import Batch, Link
+from vault.store.oldest import refuse_retired
 from vault.store.read_wraps import HAS_FORMER_WRAP, LIMIT
 from vault.store.tables import card_secrets, settings
 from vault.store.write_cards import NO_FORMER_WRAP, lock_cards
 
 _KEY: tuple[Column[Any], ...] = (card_secrets.c.tenant_id, card_secrets.c.token)
 _ABOVE = bindparam("above", type_=BigInteger())
-_RESTORABLE = and_(card_secrets.c.kek_version > _ABOVE, card_secrets.c.previous_kek_version <= _ABOVE)
+_BELOW = bindparam("below", type_=BigInteger())
+_UNNEEDED = card_secrets.c.previous_kek_version < _BELOW
+_RESTORABLE = and_(
+    or_(card_secrets.c.kek_version > _ABOVE, card_secrets.c.kek_version < _BELOW),
+    card_secrets.c.previous_kek_version.between(_BELOW, _ABOVE),
+)
 _TRIES = 4
 
 
@@ -50,16 +57,16 @@ def _replace(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
-@cache
-def _find_former(*, restorable: bool) -> Any:
-    statement = select(*_KEY).where(HAS_FORMER_WRAP).limit(LIMIT)
-    return statement.where(_RESTORABLE) if restorable else statement
+_FIND_UNNEEDED = select(*_KEY).where(HAS_FORMER_WRAP, _UNNEEDED).limit(LIMIT)
+_FIND_RESTORABLE = select(*_KEY).where(HAS_FORMER_WRAP, _RESTORABLE).limit(LIMIT)
 
 
 @cache
 def _forget(engine: Engine) -> Batch:
     given = Given(engine, _KEY)
-    return Batch(update(card_secrets).values(NO_FORMER_WRAP).where(_same_card(given), HAS_FORMER_WRAP), given)
+    return Batch(
+        update(card_secrets).values(NO_FORMER_WRAP).where(_same_card(given), HAS_FORMER_WRAP, _UNNEEDED), given
+    )
 
 
 @cache
@@ -71,7 +78,8 @@ def _restore(engine: Engine) -> Batch:
             {
                 "wrapped_key": card_secrets.c.previous_wrapped_key,
                 "kek_version": card_secrets.c.previous_kek_version,
-                **NO_FORMER_WRAP,
+                "previous_wrapped_key": card_secrets.c.wrapped_key,
+                "previous_kek_version": card_secrets.c.kek_version,
             }
         )
         .where(_same_card(given), HAS_FORMER_WRAP, _RESTORABLE)
@@ -115,6 +123,7 @@ _DELETE_SETTING = delete(settings).where(settings.c.name == bindparam("wanted"))
 
 def replace(link: Link, replacements: Sequence[WrapReplacement]) -> frozenset[CardKey]:
     """Exchange wraps that are still the expected ones."""
+    refuse_retired(link, KeyName.CARDS, [each.new for each in replacements])
     ordered = _by_key({each.card: each for each in replacements})
     # Shared: a redemption need not wait for us, as the data key stays.
     _lock(link, [_pair(each.card) for each in ordered], share=True)
@@ -122,19 +131,19 @@ def replace(link: Link, replacements: Sequence[WrapReplacement]) -> frozenset[Ca
     return _keys(link.batch_rows(_replace(link.engine), rows))
 
 
-def forget_former(link: Link, limit: int) -> int:
-    """Remove former wraps."""
-    return _change_former(link, _forget(link.engine), {}, limit)
+def forget_former(link: Link, below: int, limit: int) -> int:
+    """Remove former wraps under older versions."""
+    return _change_former(link, _FIND_UNNEEDED, _forget(link.engine), {"below": below}, limit)
 
 
-def restore_former(link: Link, above: int, limit: int) -> int:
-    """Put former wraps back in the place of ones that are too new."""
-    return _change_former(link, _restore(link.engine), {"above": above}, limit)
+def restore_former(link: Link, above: int, below: int, limit: int) -> int:
+    """Exchange former and current wraps where only the former one is under a version in between."""
+    return _change_former(link, _FIND_RESTORABLE, _restore(link.engine), {"above": above, "below": below}, limit)
 
 
-def _change_former(link: Link, change: Batch, condition: dict[str, Any], limit: int) -> int:
+def _change_former(link: Link, find: Any, change: Batch, condition: dict[str, Any], limit: int) -> int:
     while True:
-        found = link.rows(_find_former(restorable=bool(condition)), {"most": limit, **condition})
+        found = link.rows(find, {"most": limit, **condition})
         pairs = sorted((row.tenant_id, row.token) for row in found)
         _lock(link, pairs, share=True)
         changed = link.batch_count(change, pairs, **condition)
@@ -152,6 +161,7 @@ def rekey(link: Link, new: Sequence[RekeyedCard]) -> frozenset[CardKey]:
     ordered = _by_key({each.card: each for each in new})
     if any(each.sealed.record_version != each.from_record_version + 1 for each in ordered):
         raise ValueError("a new sealing has the next record version")
+    refuse_retired(link, KeyName.CARDS, [each.sealed.key for each in ordered])
     _lock(link, [_pair(each.card) for each in ordered], share=False)
     rows = []
     marks: set[tuple[TenantId, bytes]] = set()

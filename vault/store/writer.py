@@ -16,6 +16,7 @@ from vault.store import write_cards, write_erasure, write_grants, write_idempote
 from vault.store.columns import Engine
 from vault.store.given import inserting, row_of
 from vault.store.link import Batch, Link
+from vault.store.oldest import wait_for_writers
 from vault.store.reader import SqlReader
 from vault.store.tables import audit_events, settings
 
@@ -153,6 +154,7 @@ class SqlWriter(SqlReader):
 
     def put_setting(self, name: str, value: str) -> None:
         """Record a fact about this database."""
+        wait_for_writers(self._link, name)
         self._link.batch_count(_put_setting(self._link.engine), [(name, value)])
 
     def _noted(self, outcome: T) -> T:

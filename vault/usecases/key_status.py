@@ -13,7 +13,8 @@ from vault.domain.errors import KeyRingUnavailable
 from vault.ports import IntakeKeys, KeyName, KeyToUnwrap, KeyToWrap, ReleaseKeys
 from vault.ports_operator import KeyVersions, OperatorKeys
 from vault.usecases.operating import OperatorWorld
-from vault.usecases.rotate import made_at, older_than, rows_by_version
+from vault.usecases.restored import reborn
+from vault.usecases.rotate import made_at, older_than, oldest_available, rows_by_version
 
 CRYPTOPERIODS: Mapping[KeyName, timedelta] = {
     KeyName.CARDS: timedelta(days=90),
@@ -109,6 +110,18 @@ class KeyStatus:
         lost = sum(count for version, count in rows.items() if version > versions.latest)
         if lost:
             notes.append(f"{lost} rows need a version that Vault does not have: it was restored from an older snapshot")
+            level = Level.FAILED
+        destroyed = older_than(oldest_available(versions), rows)
+        if destroyed:
+            notes.append(f"{destroyed} rows need a version that is destroyed")
+            level = Level.FAILED
+        retired = older_than(versions.min_decryption, rows) - destroyed
+        if retired > 0:
+            notes.append(f"{retired} rows need a version that is retired: `keys recover`, or `keys unretire`")
+            level = Level.FAILED
+        changed = reborn(self._world, name, versions)
+        if changed:
+            notes.append(f"version {changed[0]} is not the one that rows are under: Vault was restored and rotated")
             level = Level.FAILED
         if versions.min_decryption > max(1, versions.min_available):
             notes.append(f"versions below {versions.min_decryption} are retired and not trimmed")

@@ -15,14 +15,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 
-from vault.cleanroom import open_sealed
 from vault.domain.audit import Outcome
-from vault.domain.binding import Binding, stored_card_binding
-from vault.domain.errors import BrokenSeal, KeyRefused, KeyRingUnavailable
+from vault.domain.binding import Binding
+from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed, StoreUnavailable
 from vault.domain.grant import SealedKey
 from vault.ports import KeyName, KeyToUnwrap, ReleaseKeys
-from vault.ports_operator import Busy, CardKey, OperatorKeys, OperatorReader, StoredSecret, StoredWrap, WrapReplacement
+from vault.ports_operator import (
+    Busy,
+    CardKey,
+    OperatorKeys,
+    OperatorReader,
+    OperatorWriter,
+    StoredWrap,
+    WrapReplacement,
+)
 from vault.usecases.operating import PAGE, Failure, Operator, OperatorWorld, Persist, Progress, at_once, unwatched
+from vault.usecases.proof import binding_of as binding_of
+from vault.usecases.proof import opens
+from vault.usecases.restored import refuse_if_restored
 from vault.usecases.rotate import older_than
 
 BEFORE = "wraps_before."
@@ -86,9 +96,12 @@ class Rewrap:
     ) -> RewrapReport:
         """Walk once over all cards under older versions, `batch` cards in a transaction.
 
-        While one batch is written, Vault works on the next. Raises `KeyRingUnavailable`, `StoreUnavailable` at last.
+        While one batch is written, Vault works on the next. Raises `KeyRingUnavailable`, `StoreUnavailable` at last;
+        `PreconditionFailed` if Vault was restored from an older snapshot, or if the version was retired meanwhile.
         """
-        version = persist(partial(self._keys.versions, KeyName.CARDS)).latest
+        versions = persist(partial(self._keys.versions, KeyName.CARDS))
+        persist(partial(refuse_if_restored, self._world, KeyName.CARDS, versions))
+        version = versions.latest
         report = RewrapReport(version, persist(partial(self._begin, version)))
         with ThreadPoolExecutor(1, "rewrap") as ahead:
             coming = ahead.submit(self._prepare, version, None, batch, proof, persist)
@@ -147,7 +160,7 @@ class Rewrap:
     def _write(self, prepared: _Prepared, report: RewrapReport, operator: Operator) -> None:
         """Safe to repeat: what was replaced already, as after an answer that was lost, is found replaced."""
         with self._world.store.writing() as tx:
-            changed = tx.replace_wraps(prepared.replacements)
+            changed = _replaced(tx, prepared.replacements)
             unchanged = [each for each in prepared.replacements if each.card not in changed]
             already = _replaced_before(tx, unchanged)
             events = [
@@ -210,6 +223,18 @@ class Rewrap:
         return proven, failures
 
 
+def _replaced(tx: OperatorWriter, replacements: Sequence[WrapReplacement]) -> frozenset[CardKey]:
+    """Exchange them. A repetition would not help where their version was retired while we slept."""
+    try:
+        return tx.replace_wraps(replacements)
+    except StoreUnavailable as e:
+        if e.reason != "key_version_retired":
+            raise
+    raise PreconditionFailed(
+        "version_retired", message="another operator made a newer version and retired this one; run it again"
+    )
+
+
 def _replaced_before(tx: OperatorReader, unchanged: Sequence[WrapReplacement]) -> int:
     """How many of these have the new wrap already."""
     count = 0
@@ -231,24 +256,3 @@ def _record(report: RewrapReport, operator: Operator, world: OperatorWorld) -> s
         "failures": len(report.failures),
     }
     return json.dumps(facts, sort_keys=True)
-
-
-def binding_of(wrap: StoredWrap, *, environment: str) -> Binding:
-    """What a stored card is tied to."""
-    return stored_card_binding(
-        environment=environment,
-        tenant=wrap.card.tenant,
-        customer=wrap.customer,
-        token=wrap.card.token,
-        consent=wrap.consent,
-        record_version=wrap.record_version,
-    )
-
-
-def opens(secret: StoredSecret, data_key: bytes, binding: Binding) -> bool:
-    """Whether a card opens with a data key; nothing of it is kept."""
-    try:
-        open_sealed(secret.ciphertext, data_key=data_key, binding=binding)
-    except BrokenSeal:
-        return False
-    return True

@@ -12,18 +12,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vault.domain.errors import KeyRingUnavailable, PreconditionFailed
-from vault.ports import KeyName, Reader
-from vault.ports_operator import KeyVersions, OperatorKeys
+from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
+from vault.ports import KeyName, KeyToUnwrap, Reader, ReleaseKeys
+from vault.ports_operator import KeyVersions, OperatorKeys, OperatorWriter, Selection
 from vault.usecases.operating import Operator, OperatorWorld
+from vault.usecases.proof import binding_of, opens
+from vault.usecases.restored import ADVICE, INTENT, newer_than, reborn, refuse_if_restored, remember
+from vault.usecases.restored import rows_by_version as rows_by_version
 
 SETTLED = timedelta(hours=1)
 """A version that this command made less than this ago is taken for the one that a repeated command asks for."""
 
 ROTATION = "rotation_record."
 """Settings that say who rotated a key when and why, by key and version."""
-_INTENT = "rotation."
 _MADE = "rotated."
+OLDEST = "oldest."
+"""Settings with the oldest version under which the database takes a wrap, by key: the store itself looks at them."""
+SAMPLE = 20
+"""Cards that are opened before older versions are destroyed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +55,17 @@ class RotateKey:
         """Make one new version. With `again` also right after another rotation.
 
         Raises `KeyRingUnavailable` where Vault did not do it, or where it cannot be told yet: run it again, it will
-        not rotate twice. Raises `Busy`.
+        not rotate twice. Raises `PreconditionFailed` if Vault was restored from an older snapshot. Raises `Busy`.
         """
         with self._world.store.exclusively(f"rotate-{name}"):
             versions = self._keys.versions(name)
+            refuse_if_restored(self._world, name, versions)
             started_from = self._intent(name)
+            if started_from is not None and started_from > versions.latest:
+                raise PreconditionFailed(
+                    "version_unknown",
+                    message=f"a rotation of {name} was begun at version {started_from}, which is not there: {ADVICE}",
+                )
             if started_from is None:
                 made = recorded_at(self._world, name, versions.latest)
                 if not again and made is not None and self._world.clock.now() - made < SETTLED:
@@ -78,21 +90,21 @@ class RotateKey:
 
     def _intent(self, name: KeyName) -> int | None:
         with self._world.store.reading() as tx:
-            known = tx.setting(_INTENT + name)
+            known = tx.setting(INTENT + name)
         return int(json.loads(known)["from"]) if known is not None else None
 
     def _write_intent(self, name: KeyName, version: int, operator: Operator) -> None:
         begun = self._world.clock.now().isoformat()
         facts = {"from": version, "by": operator.name, "reason": operator.reason, "begun": begun}
         with self._world.store.writing() as tx:
-            tx.put_setting(_INTENT + name, json.dumps(facts, sort_keys=True))
+            tx.put_setting(INTENT + name, json.dumps(facts, sort_keys=True))
             tx.append_events([self._world.event(operator, "key.rotation_begun", target=name, version=version)])
 
     def _finish(self, name: KeyName, before: int, versions: KeyVersions, answer: str, operator: Operator) -> Rotated:
         now = self._world.clock.now()
         with self._world.store.writing() as tx:
-            intent = json.loads(tx.setting(_INTENT + name) or "{}")
-            tx.delete_setting(_INTENT + name)
+            intent = json.loads(tx.setting(INTENT + name) or "{}")
+            tx.delete_setting(INTENT + name)
             tx.put_setting(f"{_MADE}{name}.{versions.latest}", now.isoformat())
             facts = {**intent, "to": versions.latest, "answer": answer, "finished": now.isoformat()}
             tx.put_setting(f"{ROTATION}{name}.{versions.latest}", json.dumps(facts, sort_keys=True))
@@ -100,6 +112,7 @@ class RotateKey:
                 operator, "key.rotated", target=name, before=before, version=versions.latest, answer=answer
             )
             tx.append_events([event])
+        remember(self._world, name, versions)
         return Rotated(name, before, versions.latest, versions.created.get(versions.latest, now), answer)
 
 
@@ -150,9 +163,13 @@ class RetireKey:
         """
         with self._world.store.exclusively(f"retire-{name}"):
             versions = self._keys.versions(name)
+            refuse_if_restored(self._world, name, versions)
             self._refuse_if_needed(name, versions.latest)
             before = (max(versions.min_decryption, 1), versions.min_encryption)
             with self._world.store.writing() as tx:
+                fence = tx.setting(OLDEST + name)
+                # From here on no wrap under an older version gets into the database, however long its maker slept.
+                tx.put_setting(OLDEST + name, str(versions.latest))
                 event = self._world.event(operator, "key.retiring", target=name, version=versions.latest)
                 tx.append_events([event])
             self._keys.set_minimums(name, decryption=versions.latest, encryption=versions.latest)
@@ -161,6 +178,9 @@ class RetireKey:
                 self._refuse_if_needed(name, versions.latest)
             except PreconditionFailed:
                 self._keys.set_minimums(name, decryption=before[0], encryption=before[1])
+                with self._world.store.writing() as tx:
+                    _set_fence(tx, name, int(fence or 0))
+                    tx.append_events([self._world.event(operator, "key.retirement_taken_back", target=name)])
                 raise
             with self._world.store.writing() as tx:
                 tx.append_events([self._world.event(operator, "key.retired", target=name, version=versions.latest)])
@@ -177,18 +197,21 @@ class RetireKey:
 class TrimKey:
     """Destroys retired versions for good, and with them whatever old backups still hold under them."""
 
-    def __init__(self, *, world: OperatorWorld, keys: OperatorKeys) -> None:
+    def __init__(self, *, world: OperatorWorld, keys: OperatorKeys, release: ReleaseKeys | None = None) -> None:
         self._world = world
         self._keys = keys
+        self._release = release
 
     def __call__(self, name: KeyName, operator: Operator, *, snapshot_confirmed: bool) -> Retired:
         """Destroy what is below the minimum version.
 
         Raises `PreconditionFailed` unless the caller confirms that a Vault snapshot holding the newest version exists:
-        restoring an older one would lose every card wrapped since.
+        restoring an older one would lose every card wrapped since. So it does if Vault was restored from an older
+        snapshot, and, with `release`, if one of a few cards does not open.
         """
         with self._world.store.exclusively(f"retire-{name}"):
             versions = self._keys.versions(name)
+            refuse_if_restored(self._world, name, versions)
             below = versions.min_decryption
             if older_than(below, rows_by_version(self._world, name)):
                 raise PreconditionFailed("version_needed", message="rows still need an older version")
@@ -200,7 +223,8 @@ class TrimKey:
                     message=f"take a Vault snapshot that holds version {versions.latest} first, then confirm it",
                 )
             if name is KeyName.CARDS:
-                self._forget(operator)
+                self._open_some()
+                self._forget(operator, below)
             with self._world.store.writing() as tx:
                 tx.append_events([self._world.event(operator, "key.trimming", target=name, below=below)])
             self._keys.trim(name, below=below)
@@ -208,28 +232,139 @@ class TrimKey:
                 tx.append_events([self._world.event(operator, "key.trimmed", target=name, below=below)])
             return Retired(name, below, trimmed=True)
 
-    def _forget(self, operator: Operator) -> None:
-        """Remove former wraps: without their version they are waste."""
+    def _open_some(self) -> None:
+        """What does not open now may need what is about to be destroyed."""
+        if self._release is None:
+            return
+        with self._world.store.reading() as tx:
+            sample = tx.secrets(Selection(), after=None, limit=SAMPLE)
+        bindings = [binding_of(secret.wrap, environment=self._world.environment) for secret in sample]
+        keys = self._release.unwrap(
+            [
+                KeyToUnwrap(KeyName.CARDS, secret.wrap.key, binding.wrap_context())
+                for secret, binding in zip(sample, bindings, strict=True)
+            ]
+        )
+        for secret, binding, key in zip(sample, bindings, keys, strict=True):
+            if isinstance(key, KeyRingUnavailable):
+                raise key
+            if isinstance(key, KeyRefused) or not opens(secret, key, binding):
+                raise PreconditionFailed(
+                    "card_does_not_open",
+                    message="not every card opens: run `cardvault keys verify`; nothing was destroyed",
+                )
+
+    def _forget(self, operator: Operator, below: int) -> None:
+        """Remove former wraps under what will be destroyed: without their version they are waste."""
         while True:
             with self._world.store.writing() as tx:
-                forgotten = tx.forget_previous_wraps(limit=1000)
+                forgotten = tx.forget_previous_wraps(below=below, limit=1000)
                 if forgotten == 0:
                     return
                 tx.append_events([self._world.event(operator, "key.former_wraps_forgotten", cards=forgotten)])
 
 
-def rows_by_version(world: OperatorWorld, name: KeyName) -> Mapping[int, int]:
-    """How many rows need each version of a key."""
-    with world.store.reading() as tx:
-        match name:
-            case KeyName.CARDS:
-                return tx.count_wraps()
-            case KeyName.ONCE:
-                return tx.count_once_wraps(now=world.clock.now())
-            case KeyName.FINGERPRINT:
-                return tx.count_fingerprints()
-            case KeyName.AUDIT:
-                return {}
+class UnretireKey:
+    """Makes retired versions that were not trimmed usable again."""
+
+    def __init__(self, *, world: OperatorWorld, keys: OperatorKeys) -> None:
+        self._world = world
+        self._keys = keys
+
+    def __call__(self, name: KeyName, operator: Operator) -> Retired:
+        """Lower the minimum versions to the oldest that exists. Raises `KeyRingUnavailable`, `Busy`."""
+        with self._world.store.exclusively(f"retire-{name}"):
+            oldest = oldest_available(self._keys.versions(name))
+            with self._world.store.writing() as tx:
+                tx.append_events([self._world.event(operator, "key.unretiring", target=name, version=oldest)])
+            self._keys.set_minimums(name, decryption=oldest, encryption=oldest)
+            with self._world.store.writing() as tx:
+                _set_fence(tx, name, oldest)
+                tx.append_events([self._world.event(operator, "key.unretired", target=name, version=oldest)])
+            return Retired(name, oldest, trimmed=False)
+
+
+def oldest_available(versions: KeyVersions) -> int:
+    """The oldest version that was not destroyed. Vault says 0 until something was."""
+    return max(versions.min_available, 1)
+
+
+def _set_fence(tx: OperatorWriter, name: KeyName, oldest: int) -> None:
+    if oldest > 1:
+        tx.put_setting(OLDEST + name, str(oldest))
+    else:
+        tx.delete_setting(OLDEST + name)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of cards whose current wrap Vault cannot open."""
+
+    restored: int
+    without_former_wrap: int
+    latest: int
+
+
+class RecoverWraps:
+    """After Vault was restored from another snapshot: exchanges wraps that it cannot open for former ones that it can.
+
+    Nothing is thrown away: should the newer snapshot be found, the same command exchanges them back.
+    """
+
+    def __init__(self, *, world: OperatorWorld, keys: OperatorKeys) -> None:
+        self._world = world
+        self._keys = keys
+
+    def waiting(self) -> tuple[int, int, int]:
+        """How many cards need another wrap, and the oldest and newest version that open cards."""
+        versions = self._keys.versions(KeyName.CARDS)
+        changed = reborn(self._world, KeyName.CARDS, versions)
+        latest = min((versions.latest, *(version - 1 for version in changed)))
+        oldest = max(versions.min_decryption, 1)
+        return self._unusable(oldest, latest), oldest, latest
+
+    def __call__(self, operator: Operator) -> Recovered:
+        """Exchange them all, and forget what was remembered of a Vault that is no more."""
+        waiting, oldest, latest = self.waiting()
+        # Before the walk: what is sealed under the versions of this Vault must not be refused.
+        for name in KeyName:
+            self._adapt(name, operator)
+        restored = 0
+        while waiting:
+            with self._world.store.writing() as tx:
+                changed = tx.restore_previous_wraps(above=latest, below=oldest, limit=1000)
+                if changed == 0:
+                    break
+                tx.append_events([self._world.event(operator, "key.former_wraps_restored", cards=changed)])
+            restored += changed
+        for name in KeyName:
+            self._forget(name, operator)
+        return Recovered(restored, self._unusable(oldest, latest), latest)
+
+    def _unusable(self, oldest: int, latest: int) -> int:
+        rows = rows_by_version(self._world, KeyName.CARDS)
+        return newer_than(latest, rows) + older_than(oldest, rows)
+
+    def _adapt(self, name: KeyName, operator: Operator) -> None:
+        """A fence above what Vault itself allows would let nobody store a card."""
+        oldest = max(self._keys.versions(name).min_decryption, 1)
+        with self._world.store.writing() as tx:
+            fence = tx.setting(OLDEST + name)
+            if fence is not None and int(fence) > oldest:
+                _set_fence(tx, name, oldest)
+                tx.append_events([self._world.event(operator, "key.fence_lowered", target=name, version=oldest)])
+
+    def _forget(self, name: KeyName, operator: Operator) -> None:
+        """Versions that Vault does not have and no row needs may be made again."""
+        versions = self._keys.versions(name)
+        if newer_than(versions.latest, rows_by_version(self._world, name)) or reborn(self._world, name, versions):
+            return
+        remember(self._world, name, versions)
+        with self._world.store.writing() as tx:
+            intent = tx.setting(INTENT + name)
+            if intent is not None and int(json.loads(intent)["from"]) > versions.latest:
+                tx.delete_setting(INTENT + name)
+                tx.append_events([self._world.event(operator, "key.rotation_forgotten", target=name)])
 
 
 def older_than(version: int, counts: Mapping[int, int]) -> int:

@@ -35,6 +35,7 @@ from tests.contract.store.make import (
     writing,
 )
 from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT
+from vault.domain.errors import StoreUnavailable
 from vault.domain.grant import SealedKey
 from vault.domain.ids import CustomerId, TenantId, Token
 from vault.ports import Fingerprint, GrantKey, KnownCard, NewCard, SealedCard, Store
@@ -330,7 +331,7 @@ def test_no_exchange_for_nothing(store: SqlStore) -> None:
     with store.writing() as tx:
         assert tx.replace_wraps([]) == frozenset()
         assert tx.rekey_cards([]) == frozenset()
-        assert tx.forget_previous_wraps(limit=10) == 0
+        assert tx.forget_previous_wraps(below=1000, limit=10) == 0
         assert tx.restore_previous_wraps(above=0, limit=10) == 0
 
 
@@ -401,11 +402,26 @@ def test_former_wraps_are_forgotten_in_portions_until_none_is_left(store: SqlSto
     portions = []
     for _ in range(4):
         with operating(store) as tx:
-            portions.append(tx.forget_previous_wraps(limit=3))
+            portions.append(tx.forget_previous_wraps(below=1000, limit=3))
 
     assert portions == [3, 3, 1, 0]
     assert former(store) == {}
     assert wraps(store) == {each.card: each.new for each in exchanges}
+
+
+def test_only_former_wraps_under_older_versions_are_forgotten(store: SqlStore) -> None:
+    old, new = sealed_under(1), sealed_under(2)
+    stored(store, old, new)
+    exchanged(store, rewrapped(old, version=3), rewrapped(new, version=3))
+
+    with operating(store) as tx:
+        assert tx.forget_previous_wraps(below=2, limit=10) == 1
+        assert tx.forget_previous_wraps(below=2, limit=10) == 0
+
+    assert former(store) == {2: 1}
+    with operating(store) as tx:
+        assert tx.restore_previous_wraps(above=2, limit=10) == 1
+    assert wraps(store)[key_of(new)] == new.sealed.key
 
 
 def test_a_forgotten_wrap_leaves_the_files_of_sqlite(sqlite_url: str) -> None:
@@ -417,7 +433,7 @@ def test_a_forgotten_wrap_leaves_the_files_of_sqlite(sqlite_url: str) -> None:
 
     assert _is_in_files(sqlite_url, trace)
     with operating(store) as tx:
-        tx.forget_previous_wraps(limit=10)
+        tx.forget_previous_wraps(below=1000, limit=10)
 
     assert not _is_in_files(sqlite_url, trace)
     store.close()
@@ -450,10 +466,27 @@ def test_former_wraps_are_restored_where_the_current_one_is_too_new(store: SqlSt
             portions.append(tx.restore_previous_wraps(above=3, limit=3))
 
     assert portions == [3, 1, 0]
-    assert former(store) == {1: 1}
+    assert former(store) == {1: 1, 4: 4}
     assert wraps(store) == {key_of(each): each.sealed.key for each in [*cards[:4], untouched]} | {fine.card: fine.new}
     with store.reading() as tx:
         assert tx.count_wraps() == {1: 4, 3: 1, 9: 1}
+
+
+def test_wraps_that_were_put_back_are_exchanged_again_when_the_newer_version_is_there_again(store: SqlStore) -> None:
+    new = card()
+    stored(store, new)
+    exchange = rewrapped(new, version=2)
+    exchanged(store, exchange)
+
+    with operating(store) as tx:
+        assert tx.restore_previous_wraps(above=1, limit=10) == 1
+    assert wraps(store) == {key_of(new): new.sealed.key}
+    with operating(store) as tx:
+        assert tx.restore_previous_wraps(above=2, below=2, limit=10) == 1
+        assert tx.restore_previous_wraps(above=2, below=2, limit=10) == 0
+
+    assert wraps(store) == {key_of(new): exchange.new}
+    assert former(store) == {1: 1}
 
 
 def test_a_former_wrap_that_is_too_new_itself_is_not_restored(store: SqlStore) -> None:
@@ -599,6 +632,67 @@ def test_a_card_that_is_being_inserted_with_the_same_fingerprint_stops_no_batch(
     store.close()
 
 
+# --- the fence ------------------------------------------------------------------------------------------------------
+
+_OLD_WRAPS: dict[str, Callable[[OperatorWriter, NewCard], object]] = {
+    "insert_new_cards": lambda tx, _: tx.insert_new_cards([sealed_under(3), sealed_under(1)]),
+    "reseal_cards": lambda tx, new: tx.reseal_cards([sealed_again(new)]),
+    "rekey_cards": lambda tx, new: tx.rekey_cards([rekeyed(new)]),
+    "replace_wraps": lambda tx, new: tx.replace_wraps([rewrapped(new)]),
+    "insert_once_keys": lambda tx, _: tx.insert_once_keys([once_key()]),
+}
+
+
+def fence(store: OperatorStore, oldest: int) -> None:
+    with store.writing() as tx:
+        for name in ("cardvault-cards", "cardvault-once"):
+            tx.put_setting(f"oldest.{name}", str(oldest))
+
+
+@pytest.mark.parametrize("method", sorted(_OLD_WRAPS))
+def test_a_wrap_under_a_retired_version_is_refused_with_all_that_its_transaction_did(
+    store: SqlStore, method: str
+) -> None:
+    new = card()
+    stored(store, new)
+    fence(store, 3)
+
+    def write() -> None:
+        with operating(store) as tx:
+            tx.put_setting("beside", "it")
+            _OLD_WRAPS[method](tx, new)
+
+    with pytest.raises(StoreUnavailable) as refused:
+        write()
+
+    assert refused.value.reason == "key_version_retired"
+    assert wraps(store) == {key_of(new): new.sealed.key}
+    with store.reading() as reader:
+        assert reader.setting("beside") is None
+    fence(store, 1)
+    write()
+
+
+def test_a_fence_waits_for_wraps_under_way_and_is_seen_by_all_that_follow(postgresql_url: str) -> None:
+    store = SqlStore(postgresql_url)
+
+    with ThreadPoolExecutor(2) as pool:
+        with writing(store) as tx:
+            tx.insert_new_cards([card()])
+            raising = pool.submit(fence, store, 2)
+            with pytest.raises(TimeoutError):
+                raising.result(timeout=0.2)
+            late = pool.submit(stored, store, card())
+            with pytest.raises(TimeoutError):
+                late.result(timeout=0.2)
+        raising.result(timeout=10)
+        with pytest.raises(StoreUnavailable):
+            late.result(timeout=10)
+
+    assert len(wraps(store)) == 1
+    store.close()
+
+
 # --- facts -----------------------------------------------------------------------------------------------------------
 
 
@@ -628,7 +722,7 @@ def test_facts_are_found_by_the_beginning_of_their_name_and_forgotten(store: Sql
 _CURRENT = sealed_key(2)
 _CHANGES: dict[str, Callable[[OperatorWriter, NewCard], object]] = {
     "replace_wraps": lambda tx, new: tx.replace_wraps([replace(rewrapped(new), old=_CURRENT)]),
-    "forget_previous_wraps": lambda tx, _: tx.forget_previous_wraps(limit=1),
+    "forget_previous_wraps": lambda tx, _: tx.forget_previous_wraps(below=1000, limit=1),
     "restore_previous_wraps": lambda tx, _: tx.restore_previous_wraps(above=1, limit=1),
     "rekey_cards": lambda tx, new: tx.rekey_cards([rekeyed(new)]),
 }
@@ -779,7 +873,7 @@ def test_every_statement_of_an_operator_still_works_once_postgresql_has_prepared
             assert len(tx.replace_wraps([rewrapped(new)])) == 1
             assert tx.restore_previous_wraps(above=1, limit=5) == 1
             assert len(tx.replace_wraps([rewrapped(new)])) == 1
-            assert tx.forget_previous_wraps(limit=5) == 1
+            assert tx.forget_previous_wraps(below=1000, limit=5) == 1
             assert len(tx.rekey_cards([rekeyed(new)])) == 1
             selection = Selection(TENANT, NOW, NOW + DAY)
             assert tx.count_secrets(selection) == len(tx.secrets(selection, after=None, limit=5)) == 1
