@@ -112,6 +112,8 @@ class Tools:
             )
         names: list[CardKey] = []
         for done in Tokenize(world=world, keys=self.intake)(commands):
+            if isinstance(done, Exception):
+                raise done
             assert isinstance(done, Tokenized)
             assert done.stored is not None
             names.append(CardKey(done.stored.tenant, done.stored.token))

@@ -58,7 +58,7 @@ from vault.system import SystemEntropy
 from vault.usecases.batch import World
 from vault.usecases.certificate import IssueCertificate
 from vault.usecases.maintain import MaintainOnceKey
-from vault.usecases.operating import OperatorWorld
+from vault.usecases.operating import PAGE, OperatorWorld
 from vault.usecases.rekey import RekeyCards, RekeyReport
 from vault.usecases.rewrap import Proof, Rewrap, RewrapReport
 from vault.usecases.rotate import RetireKey, RotateKey
@@ -454,7 +454,7 @@ def test_connections_terminated_in_the_middle_pause_the_run_and_it_goes_on(
         killer = threading.Thread(target=_terminate_again_and_again, args=(postgresql_url, stop))
         killer.start()
         try:
-            report = rewrap(tools, persist=patiently(pauses))
+            report = rewrap(tools, batch=PAGE, persist=patiently(pauses))
             rekeyed = (rotate_patiently(tools), rekey(tools, persist=patiently(pauses)))[1]
         finally:
             stop.set()
@@ -559,13 +559,15 @@ def run_and_stop_midway(place: Place, command: str, done: Path) -> None:
 
         def stop_at_the_second() -> None:
             if next(turn) == 2:
+                # Vault is asked ahead of the database: the first page must be in there.
+                eventually(lambda: wraps(tools).get(1, 0) <= POOL - PAGE or command != "rewrap")
                 os.kill(os.getpid(), signal.SIGSTOP)
 
         try:
             if command == "rewrap":
                 vault = StumblingVault(tools.operator)
                 vault.after_rewrap = stop_at_the_second
-                moved = rewrap(tools, keys=vault)
+                moved = rewrap(tools, keys=vault, batch=PAGE)
                 said = f"{moved.rewrapped} done, {moved.superseded} superseded, {len(moved.failures)} failed"
             else:
                 intake = _StoppingIntake(tools.intake, stop_at_the_second)

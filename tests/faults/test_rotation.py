@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, cast
 
 import pytest
 
 from tests.faults.bench import Tools, new_place
 from tests.support.cards import fresh_card
 from tests.support.raw import execute, rows, scalar
-from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
+from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed, StoreUnavailable
 from vault.domain.grant import SealedKey
 from vault.embedded.openbao import OpenBao
+from vault.keyring.transit import IntakeTransit
 from vault.ports import KeyName, KeyToUnwrap
 from vault.ports_operator import Busy, KeyVersions, OperatorKeys, Selection
 from vault.usecases.key_status import KeyStatus, Level
 from vault.usecases.rekey import RekeyCards
 from vault.usecases.rewrap import Proof, Rewrap, RewrapReport
-from vault.usecases.rotate import RetireKey, RotateKey, TrimKey
+from vault.usecases.rotate import RecoverWraps, RetireKey, RotateKey, TrimKey, UnretireKey
 from vault.usecases.verify import VerifyCards
 
 CARDS = KeyName.CARDS
@@ -379,6 +383,149 @@ def _vault_that_forgot(tools: Tools) -> Iterator[OperatorKeys]:
             return KeyVersions(1, 1, 0, 0, created)
 
     yield Forgetful(tools.operator)
+
+
+def refusals(tools: Tools, keys: OperatorKeys) -> set[str]:
+    """Why each command that could make a loss permanent does not run; `done` if it does."""
+
+    def retire() -> object:
+        return RetireKey(world=tools.world, keys=keys)(CARDS, tools.operator_now())
+
+    def trim() -> object:
+        return TrimKey(world=tools.world, keys=keys)(CARDS, tools.operator_now(), snapshot_confirmed=True)
+
+    reasons = set()
+    for command in (lambda: rotate(tools, keys), lambda: rewrap(tools, keys), retire, trim):
+        try:
+            command()
+        except PreconditionFailed as e:
+            reasons.add(e.reason if "cardvault keys recover" in e.message else e.message)
+        else:
+            reasons.add("done")
+    return reasons
+
+
+def test_a_restored_older_vault_is_neither_rotated_nor_rewrapped_nor_retired_nor_trimmed(tools: Tools) -> None:
+    tools.store_cards(4)
+    rotate(tools)
+    rewrap(tools)
+
+    with _vault_that_forgot(tools) as forgetful:
+        assert refusals(tools, forgetful) == {"version_unknown"}
+
+    assert tools.operator.versions(CARDS).latest == 2
+    assert (wraps(tools), former(tools)) == ({2: 4}, {1: 4})
+
+
+class Reborn(OddVault):
+    """A Vault that was restored and rotated: its newest version is another one of the same number."""
+
+    def versions(self, name: KeyName) -> KeyVersions:
+        known = self.inner.versions(name)
+        created = dict(known.created)
+        if known.latest in created:
+            created[known.latest] += timedelta(hours=1)
+        return replace(known, created=created)
+
+
+def test_another_version_of_the_same_number_is_recognised_and_former_wraps_are_kept(tools: Tools) -> None:
+    tools.store_cards(4)
+    rotate(tools)
+    rewrap(tools)
+    vault = Reborn(tools.operator)
+
+    assert refusals(tools, vault) == {"version_reborn"}
+    status = KeyStatus(world=tools.world, keys=vault, intake=None, release=None)()
+    recovered = RecoverWraps(world=tools.world, keys=vault)(tools.operator_now())
+
+    assert status.level is Level.FAILED
+    assert (recovered.restored, recovered.without_former_wrap) == (4, 0)
+    assert (wraps(tools), former(tools)) == ({1: 4}, {2: 4})
+    assert rotate(tools, vault) == 3
+
+
+def test_after_recovery_the_older_vault_works_on_and_the_newer_one_can_come_back(tools: Tools) -> None:
+    numbers = tools.store_cards(4)
+    rotate(tools)
+    rewrap(tools)
+    RetireKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now())
+
+    with _vault_that_forgot(tools) as forgetful:
+        back = RecoverWraps(world=tools.world, keys=forgetful)(tools.operator_now())
+        assert wraps(tools) == {1: 4}
+        with tools.store.reading() as tx:
+            assert tx.setting(f"oldest.{CARDS}") is None
+    retired = KeyStatus(world=tools.world, keys=tools.operator, intake=None, release=None)()
+    forward = RecoverWraps(world=tools.world, keys=tools.operator)(tools.operator_now())
+
+    assert (back.restored, forward.restored) == (4, 4)
+    assert any("4 rows need a version that is retired" in n for key in retired.keys for n in key.notes)
+    assert retired.level is Level.FAILED
+    assert wraps(tools) == {2: 4}
+    assert tools.opened() == numbers
+
+
+def test_a_retired_version_is_usable_again_after_unretire(tools: Tools) -> None:
+    tools.store_cards(2)
+    rotate(tools)
+    rewrap(tools)
+    RetireKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now())
+
+    done = UnretireKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now())
+
+    versions = tools.operator.versions(CARDS)
+    assert (done.version, versions.min_decryption) == (1, 1)
+    with tools.store.reading() as tx:
+        assert tx.setting(f"oldest.{CARDS}") is None
+
+
+class _Sleeping:
+    """A server's keys: between what Vault answers and what the database takes, a whole rotation goes by."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def protect(self, **items: Any) -> Any:
+        answers = self._tools.intake.protect(**items)
+        rotate(self._tools)
+        rewrap(self._tools)
+        RetireKey(world=self._tools.world, keys=self._tools.operator)(CARDS, self._tools.operator_now())
+        trim = TrimKey(world=self._tools.world, keys=self._tools.operator, release=self._tools.release)
+        trim(CARDS, self._tools.operator_now(), snapshot_confirmed=True)
+        return answers
+
+    def check(self) -> None: ...
+
+
+def test_a_wrap_that_slept_through_rotation_and_trim_never_replaces_one_that_opens(tools: Tools) -> None:
+    card = fresh_card()
+    (name,) = tools.store_again([card])
+    sleeper = replace(tools, intake=cast("IntakeTransit", _Sleeping(tools)))
+
+    with pytest.raises(StoreUnavailable) as refused:
+        sleeper.store_again([card])
+
+    assert refused.value.reason == "key_version_retired"
+    assert wraps(tools) == {2: 1}
+    assert tools.opened() == {name: card.pan}
+    assert tools.store_again([card]) == [name]
+
+
+def test_trim_destroys_nothing_while_a_card_does_not_open(tools: Tools, database_url: str) -> None:
+    tools.store_cards(3)
+    rotate(tools)
+    rewrap(tools)
+    RetireKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now())
+    execute(database_url, "UPDATE card_secrets SET record_version = 7")
+
+    with pytest.raises(PreconditionFailed) as refused:
+        TrimKey(world=tools.world, keys=tools.operator, release=tools.release)(
+            CARDS, tools.operator_now(), snapshot_confirmed=True
+        )
+
+    assert refused.value.reason == "card_does_not_open"
+    assert former(tools) == {1: 3}
+    assert tools.operator.versions(CARDS).min_available == 0
 
 
 def test_the_status_of_a_fresh_installation_is_well_and_its_canary_sings(tools: Tools) -> None:

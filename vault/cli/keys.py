@@ -38,7 +38,16 @@ from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.operating import PAGE, Failure
 from vault.usecases.rekey import RekeyCards
 from vault.usecases.rewrap import MAX_BATCH, Proof, Rewrap
-from vault.usecases.rotate import RetireKey, RotateKey, TrimKey, older_than, rows_by_version
+from vault.usecases.rotate import (
+    RecoverWraps,
+    RetireKey,
+    RotateKey,
+    TrimKey,
+    UnretireKey,
+    older_than,
+    oldest_available,
+    rows_by_version,
+)
 from vault.usecases.verify import VerifyCards
 
 TABLE_COLUMNS = 140
@@ -250,6 +259,26 @@ def retire(config: Path, *, key: str, reason: str, settle: float, dry_run: bool,
         return ending(terminal, command)
 
 
+def unretire(config: Path, *, key: str, reason: str, dry_run: bool, as_json: bool) -> int:
+    """Make retired versions usable again."""
+    terminal, name = Terminal(as_json), key_named(key)
+    with operating(config) as tools:
+
+        def command() -> int:
+            keys = tools.operator_keys()
+            if dry_run:
+                oldest = oldest_available(keys.versions(name))
+                terminal.say(f"would make version {oldest} the oldest usable one of {name}")
+                terminal.result({"key": name, "version": oldest})
+                return EXIT_OK
+            done = UnretireKey(world=tools.world, keys=keys)(name, operator_now(tools, reason))
+            terminal.result(asdict(done))
+            terminal.say(f"{name}: versions from {done.version} on are usable")
+            return EXIT_OK
+
+        return ending(terminal, command)
+
+
 def trim(
     config: Path, *, key: str, reason: str, snapshot_confirmed: bool, yes: bool, dry_run: bool, as_json: bool
 ) -> int:
@@ -273,7 +302,7 @@ def trim(
             will_destroy = snapshot_confirmed and versions.min_decryption > max(1, versions.min_available)
             if will_destroy and not confirmed(terminal, warning, yes=yes):
                 return EXIT_REFUSED
-            done = TrimKey(world=tools.world, keys=keys)(
+            done = TrimKey(world=tools.world, keys=keys, release=tools.release())(
                 name, operator_now(tools, reason), snapshot_confirmed=snapshot_confirmed
             )
             terminal.result(asdict(done))
@@ -401,25 +430,24 @@ def recover(config: Path, *, reason: str, dry_run: bool, as_json: bool) -> int:
     with operating(config) as tools:
 
         def command() -> int:
-            latest = tools.operator_keys().versions(KeyName.CARDS).latest
-            lost = {v: n for v, n in rows_by_version(tools.world, KeyName.CARDS).items() if v > latest}
-            waiting = sum(lost.values())
-            if dry_run or not waiting:
-                terminal.say(f"{waiting} cards are wrapped under versions that Vault does not have")
+            use_case = RecoverWraps(world=tools.world, keys=tools.operator_keys())
+            waiting, _, latest = use_case.waiting()
+            if dry_run:
+                terminal.say(f"{waiting} cards are wrapped under versions that Vault does not have or allow")
                 terminal.result({"beyond": waiting, "latest": latest})
                 return EXIT_OK
-            operator, restored = operator_now(tools, reason), 0
-            while True:
-                with tools.world.store.writing() as tx:
-                    changed = tx.restore_previous_wraps(above=latest, limit=1000)
-                    if changed == 0:
-                        break
-                    tx.append_events([tools.world.event(operator, "key.former_wraps_restored", cards=changed)])
-                restored += changed
-            terminal.result({"restored": restored, "without_former_wrap": waiting - restored, "latest": latest})
-            terminal.say(f"{restored} cards are back under versions up to {latest}")
-            if restored < waiting:
-                terminal.trouble(f"{waiting - restored} cards have no former wrap: only the newer snapshot opens them")
+            done = use_case(operator_now(tools, reason))
+            if not waiting:
+                terminal.say("0 cards are wrapped under versions that Vault does not have or allow")
+                terminal.result({"beyond": 0, "latest": latest})
+                return EXIT_OK
+            terminal.result(asdict(done))
+            terminal.say(f"{done.restored} cards are back under versions up to {done.latest}")
+            if done.without_former_wrap:
+                terminal.trouble(
+                    f"{done.without_former_wrap} cards have no former wrap that opens: only the newer snapshot, "
+                    "or `cardvault keys unretire`, opens them"
+                )
                 return EXIT_FAILED
             return EXIT_OK
 

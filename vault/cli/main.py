@@ -217,6 +217,16 @@ def keys_retire(
     raise typer.Exit(command.retire(config, key=key, reason=reason, settle=settle, dry_run=dry_run, as_json=as_json))
 
 
+@keys.command("unretire")
+def keys_unretire(
+    config: Config, reason: Reason, key: Key = "cards", dry_run: DryRun = False, as_json: Json = False
+) -> None:
+    """Make retired versions of a key usable again, as far as they were not trimmed."""
+    from vault.cli import keys as command
+
+    raise typer.Exit(command.unretire(config, key=key, reason=reason, dry_run=dry_run, as_json=as_json))
+
+
 @keys.command("trim")
 def keys_trim(
     config: Config,
@@ -321,7 +331,10 @@ def keys_maintain(config: Config, reason: Reason = "daily", as_json: Json = Fals
 
 @keys.command("recover")
 def keys_recover(config: Config, reason: Reason, dry_run: DryRun = False, as_json: Json = False) -> None:
-    """After a Vault snapshot older than the rotation was restored: put former wraps back, so that cards open again."""
+    """After another Vault snapshot was restored: exchange wraps that it cannot open for former ones that it can.
+
+    Nothing is thrown away: when the newer snapshot is restored after all, the same command exchanges them back.
+    """
     from vault.cli import keys as command
 
     raise typer.Exit(command.recover(config, reason=reason, dry_run=dry_run, as_json=as_json))

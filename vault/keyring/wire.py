@@ -17,6 +17,7 @@ from vault.ports import Fingerprint, KeyName, KeyToUnwrap, KeyToWrap
 BATCH_ITEMS = 200
 """Vault counts the JSON strings of a request and refuses about 250 items of two fields."""
 KEY_BYTES = 32
+VERSION_RETIRED = "disallowed by policy (too old)"
 
 _WRAPPED = re.compile(r"vault:v[1-9][0-9]{0,8}:[A-Za-z0-9+/]{40,400}={0,2}")
 _HMAC = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/]{43}=)")
@@ -75,6 +76,9 @@ def rewrap(session: VaultSession, name: KeyName, items: Sequence[KeyToUnwrap]) -
         if isinstance(ciphertext, str) and _WRAPPED.fullmatch(ciphertext) is not None:
             found.append(SealedKey(ciphertext))
         else:
+            # A version that was retired too early heals when it is allowed again: no row was altered.
+            if isinstance(result, dict) and VERSION_RETIRED in str(result.get("error")):
+                raise KeyRingUnavailable(Trouble.VERSION_RETIRED)
             found.append(KeyRefused())
     return found
 
