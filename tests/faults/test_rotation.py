@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.faults.bench import Tools, new_place
+from tests.faults.bench import ENVIRONMENT, Tools, new_place
 from tests.support.cards import fresh_card
 from tests.support.raw import execute, rows, scalar
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed, StoreUnavailable
@@ -19,6 +19,9 @@ from vault.embedded.openbao import OpenBao
 from vault.keyring.transit import IntakeTransit
 from vault.ports import KeyName, KeyToUnwrap
 from vault.ports_operator import Busy, KeyVersions, OperatorKeys, Selection
+from vault.readiness import Readiness
+from vault.system import SystemClock, SystemEntropy
+from vault.usecases.batch import World
 from vault.usecases.key_status import KeyStatus, Level
 from vault.usecases.rekey import RekeyCards
 from vault.usecases.rewrap import Proof, Rewrap, RewrapReport
@@ -536,3 +539,40 @@ def test_the_status_of_a_fresh_installation_is_well_and_its_canary_sings(tools: 
     assert report.canary == "ok"
     assert report.level is Level.OK
     assert {key.name: dict(key.rows) for key in report.keys}[CARDS] == {1: 2}
+
+
+def test_a_server_is_ready_at_every_step_of_a_rotation_and_after_it(tools: Tools) -> None:
+    tools.store_cards(3)
+    world = World(environment=ENVIRONMENT, store=tools.store, clock=SystemClock(), entropy=SystemEntropy())
+    readiness = Readiness(world=world)
+    readiness.intake(tools.intake)
+    status = KeyStatus(world=tools.world, keys=tools.operator, intake=tools.intake, release=tools.release)
+
+    steps: list[Callable[[], object]] = [
+        lambda: rotate(tools),
+        lambda: rewrap(tools),
+        lambda: RetireKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now()),
+        lambda: TrimKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now(), snapshot_confirmed=True),
+    ]
+    for step in steps:
+        step()
+        readiness.release(tools.release)
+        readiness.intake(tools.intake)
+
+    assert status().canary == "ok"
+
+
+def test_the_canary_is_taken_along_and_never_made_anew_for_another_vault(tools: Tools, database_url: str) -> None:
+    world = World(environment=ENVIRONMENT, store=tools.store, clock=SystemClock(), entropy=SystemEntropy())
+    Readiness(world=world).intake(tools.intake)
+    execute(
+        database_url,
+        "UPDATE settings SET value = replace(value, substr(value, 12, 8), 'AAAAAAAA') "
+        "WHERE name = 'canary.cardvault-cards'",
+    )
+    rotate(tools)
+
+    with pytest.raises(PreconditionFailed):
+        RetireKey(world=tools.world, keys=tools.operator)(CARDS, tools.operator_now())
+
+    assert tools.operator.versions(CARDS).min_decryption == 1

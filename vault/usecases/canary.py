@@ -52,13 +52,13 @@ def rewrap_canary(world: OperatorWorld, keys: OperatorKeys, operator: Operator, 
             tx.append_events([world.event(operator, "canary.rewrapped", target=KeyName.CARDS, version=version)])
 
 
-def recover_canary(world: OperatorWorld, operator: Operator, *, latest: int) -> bool:
-    """Put the former wrap back where the current one is under a version that Vault does not have."""
+def recover_canary(world: OperatorWorld, operator: Operator, *, oldest: int, latest: int) -> bool:
+    """Exchange it for its former wrap where Vault cannot open the current one and can open that."""
     with world.store.writing() as tx:
         current, former = tx.setting(SETTING), tx.setting(_FORMER)
-        if current is None or former is None or SealedKey(current).kek_version <= latest:
+        if current is None or former is None or oldest <= SealedKey(current).kek_version <= latest:
             return False
-        if SealedKey(former).kek_version > latest:
+        if not oldest <= SealedKey(former).kek_version <= latest:
             return False
         tx.put_setting(SETTING, former)
         tx.put_setting(_FORMER, current)

@@ -12,6 +12,7 @@ from enum import StrEnum
 from vault.domain.errors import KeyRingUnavailable
 from vault.ports import IntakeKeys, KeyName, KeyToUnwrap, KeyToWrap, ReleaseKeys
 from vault.ports_operator import KeyVersions, OperatorKeys
+from vault.usecases.canary import canary_of
 from vault.usecases.operating import OperatorWorld
 from vault.usecases.restored import reborn
 from vault.usecases.rotate import made_at, older_than, oldest_available, rows_by_version
@@ -107,6 +108,7 @@ class KeyStatus:
         waiting = older_than(versions.latest, rows)
         if waiting and name is KeyName.CARDS:
             notes.append(f"{waiting} cards wait for `keys rewrap`")
+            level = max(level, Level.DUE, key=list(Level).index)
         lost = sum(count for version, count in rows.items() if version > versions.latest)
         if lost:
             notes.append(f"{lost} rows need a version that Vault does not have: it was restored from an older snapshot")
@@ -151,4 +153,15 @@ class KeyStatus:
         (back,) = self._release.unwrap([KeyToUnwrap(KeyName.CARDS, wrapped, context)])
         if isinstance(back, KeyRingUnavailable):
             return back.reason
-        return "ok" if back == data_key else "unwrapped_to_something_else"
+        return self._stored_canary(self._release) if back == data_key else "unwrapped_to_something_else"
+
+    def _stored_canary(self, release: ReleaseKeys) -> str:
+        """The one by which servers prove themselves; without it they are not ready."""
+        with self._world.store.reading() as tx:
+            canary = canary_of(tx, environment=self._world.environment)
+        if canary is None:
+            return "ok"
+        (opened,) = release.unwrap([canary])
+        if isinstance(opened, KeyRingUnavailable):
+            return f"stored_canary_{opened.reason}"
+        return "ok" if isinstance(opened, bytes) else "stored_canary_refused"

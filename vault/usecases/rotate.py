@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
 from vault.ports import KeyName, KeyToUnwrap, Reader, ReleaseKeys
 from vault.ports_operator import KeyVersions, OperatorKeys, OperatorWriter, Selection
+from vault.usecases.canary import recover_canary, rewrap_canary, version_of_canary
 from vault.usecases.operating import Operator, OperatorWorld
 from vault.usecases.proof import binding_of, opens
 from vault.usecases.restored import ADVICE, INTENT, newer_than, reborn, refuse_if_restored, remember
@@ -165,6 +166,8 @@ class RetireKey:
             versions = self._keys.versions(name)
             refuse_if_restored(self._world, name, versions)
             self._refuse_if_needed(name, versions.latest)
+            if name is KeyName.CARDS:
+                self._take_canary_along(versions.latest, operator)
             before = (max(versions.min_decryption, 1), versions.min_encryption)
             with self._world.store.writing() as tx:
                 fence = tx.setting(OLDEST + name)
@@ -185,6 +188,13 @@ class RetireKey:
             with self._world.store.writing() as tx:
                 tx.append_events([self._world.event(operator, "key.retired", target=name, version=versions.latest)])
             return Retired(name, versions.latest, trimmed=False)
+
+    def _take_canary_along(self, version: int, operator: Operator) -> None:
+        """Processes that unwrap prove themselves with it; under a retired version they would never be ready again."""
+        rewrap_canary(self._world, self._keys, operator, version=version)
+        left_at = version_of_canary(self._world)
+        if left_at is not None and left_at < version:
+            raise PreconditionFailed("canary_refused", message="the canary does not belong to this Vault's key")
 
     def _refuse_if_needed(self, name: KeyName, version: int) -> None:
         needed = older_than(version, rows_by_version(self._world, name))
@@ -329,6 +339,7 @@ class RecoverWraps:
         # Before the walk: what is sealed under the versions of this Vault must not be refused.
         for name in KeyName:
             self._adapt(name, operator)
+        recover_canary(self._world, operator, oldest=oldest, latest=latest)
         restored = 0
         while waiting:
             with self._world.store.writing() as tx:
