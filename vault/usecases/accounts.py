@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -110,7 +111,7 @@ class _Changing(Attempt[CardCommand, StoredCard]):
     pass
 
 
-class _ChangeCard:
+class _ChangeCard(ABC):
     """Shape of the calls that change a display column: claim, change, read back, record."""
 
     event: str
@@ -119,8 +120,9 @@ class _ChangeCard:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
+    @abstractmethod
     def _change(self, tx: Writer, command: CardCommand) -> bool:
-        raise AssertionError("each call says how")
+        """Change the column; False if there is no such card."""
 
     def _fields(self, command: CardCommand) -> dict[str, object]:
         return {"customer": command.customer, "token": command.token}
