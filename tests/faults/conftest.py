@@ -1,4 +1,10 @@
-"""Databases for the fault tests."""
+"""An OpenBao and databases for the fault tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
 
 from tests.fixtures_db import (
     database_url,
@@ -9,6 +15,7 @@ from tests.fixtures_db import (
     sqlite_url,
     store,
 )
+from vault.embedded.openbao import OpenBao
 
 __all__ = [
     "database_url",
@@ -19,3 +26,12 @@ __all__ = [
     "sqlite_url",
     "store",
 ]
+
+
+@pytest.fixture(scope="session")
+def openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    """One apart from everybody else's: each trial sets it up for a mount of its own, and the policies with it."""
+    server = OpenBao(tmp_path_factory.mktemp("openbao-faults") / "state", storage="inmem", keep_root_token=True)
+    server.start()
+    yield server
+    server.stop()
