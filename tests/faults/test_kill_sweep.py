@@ -16,6 +16,7 @@ import pytest
 
 from tests.faults import sweep
 from tests.faults.bench import Place, Tools, new_place
+from tests.support.cards import fresh_card
 from tests.support.raw import execute
 from vault.domain.pan import Pan
 from vault.embedded.openbao import OpenBao
@@ -79,6 +80,8 @@ class Sweep:
         self._url = database_url
         self._command = command
         self._count_file = directory / "points"
+        # The same cards in each trial: the search at the end of the run is for every card that was ever made.
+        self._cards = [fresh_card() for _ in range(CARDS)]
         # Children come from a server process without threads, in which everything is imported once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.faults.sweep"])
@@ -106,7 +109,8 @@ class Sweep:
         _empty(self._url)
         place = new_place(self._openbao, self._url)
         with place.open() as tools:
-            numbers = tools.store_cards(CARDS)
+            names = tools.store_again(self._cards)
+            numbers = dict(zip(names, (card.pan for card in self._cards), strict=True))
             for step in PREPARATION[self._command]:
                 sweep.COMMANDS[step](tools)
         return place, numbers
