@@ -49,7 +49,7 @@ from vault.ports_operator import CardKey, Selection
 from vault.store import upgrade
 from vault.store.engine import Limits, open_engines
 from vault.store.tables import card_secrets, cards, consents
-from vault.system import SystemEntropy
+from vault.system import SystemEntropy, settle_memory
 from vault.usecases.operating import PAGE
 from vault.usecases.rekey import RekeyCards
 from vault.usecases.rewrap import Proof, Rewrap, binding_of
@@ -284,6 +284,7 @@ def memory(line: str) -> float:
 
 
 def _child(work: Callable[..., dict[str, float]], arguments: Sequence[Any], pipe: Any) -> None:
+    settle_memory()  # as every operator command does
     pipe.send(work(*arguments))
 
 

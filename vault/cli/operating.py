@@ -26,6 +26,7 @@ from vault.domain.errors import CardVaultError, Kind, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
 from vault.domain.pan import contains_pan
 from vault.hardening import harden
+from vault.system import settle_memory
 from vault.usecases.operating import Operator
 
 EXIT_OK = 0
@@ -81,6 +82,7 @@ def operating(config: Path) -> Iterator[OperatorTools]:
     `verify`, `rekey` and a rewrap's proof hold cards and keys in clear, as a server does.
     """
     harden()
+    settle_memory()
     try:
         tools = OperatorTools(load_for_operator(config))
     except ConfigProblems as e:

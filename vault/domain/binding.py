@@ -16,12 +16,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _prefixed(*fields: str) -> bytes:
-    parts: list[bytes] = []
-    for field in fields:
-        raw = field.encode()
-        parts.append(len(raw).to_bytes(2, "big"))
-        parts.append(raw)
-    return b"".join(parts)
+    raws = [field.encode() for field in fields]
+    return b"".join([part for raw in raws for part in (len(raw).to_bytes(2, "big"), raw)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,6 +43,8 @@ RUN = "rewrap_run."
 
 MAX_BATCH = 1000
 """Cards in one transaction where nothing else needs the database much; fewer leave it free more often."""
+CALLS = 3
+"""Batches that Vault is asked for at the same time, where a transaction holds more than one."""
 
 
 class Proof(StrEnum):
@@ -77,6 +79,10 @@ class _Prepared:
     failures: list[Failure] = field(default_factory=list)
 
 
+_Fresh = tuple[StoredWrap, Binding, SealedKey]
+"""A wrap, what it is bound to, and the new wrap."""
+
+
 class Rewrap:
     """The use case. `release` proves new wraps; without it the run needs the `operator` login alone."""
 
@@ -103,10 +109,11 @@ class Rewrap:
         persist(partial(refuse_if_restored, self._world, KeyName.CARDS, versions))
         version = versions.latest
         report = RewrapReport(version, persist(partial(self._begin, version)))
-        with ThreadPoolExecutor(1, "rewrap") as ahead:
-            coming = ahead.submit(self._prepare, version, None, batch, proof, persist)
+        with ThreadPoolExecutor(1, "rewrap") as ahead, ThreadPoolExecutor(CALLS, "rewrap-vault") as callers:
+            prepare = partial(self._prepare, version=version, batch=batch, proof=proof, persist=persist, callers=callers)
+            coming = ahead.submit(prepare, None)
             while (prepared := coming.result()) is not None:
-                coming = ahead.submit(self._prepare, version, prepared.last, batch, proof, persist)
+                coming = ahead.submit(prepare, prepared.last)
                 persist(partial(self._write, prepared, report, operator))
                 progress(report.rewrapped + report.superseded + len(report.failures), report.total)
         return report
@@ -121,16 +128,23 @@ class Rewrap:
         return older_than(version, counts)
 
     def _prepare(
-        self, version: int, after: CardKey | None, batch: int, proof: Proof, persist: Persist
+        self,
+        after: CardKey | None,
+        *,
+        version: int,
+        batch: int,
+        proof: Proof,
+        persist: Persist,
+        callers: Executor,
     ) -> _Prepared | None:
         """The next batch with its new wraps; None at the end of the walk."""
         page = persist(partial(self._page, version, after, batch))
         if not page:
             return None
         prepared = _Prepared(page[-1].card)
-        for start in range(0, len(page), PAGE):
-            wraps = page[start : start + PAGE]
-            replacements, proven, failures = persist(partial(self._rewrap, wraps, proof))
+        pages = [page[start : start + PAGE] for start in range(0, len(page), PAGE)]
+        answers = callers.map(lambda wraps: persist(partial(self._rewrap, wraps, proof)), pages)
+        for replacements, proven, failures in answers:
             prepared.replacements += replacements
             prepared.proven += proven
             prepared.failures += failures
@@ -142,20 +156,26 @@ class Rewrap:
 
     def _rewrap(self, page: Sequence[StoredWrap], proof: Proof) -> tuple[list[WrapReplacement], int, list[Failure]]:
         """What Vault makes of up to 200 wraps; changes nothing."""
-        bindings = {wrap.card: binding_of(wrap, environment=self._world.environment) for wrap in page}
+        bindings = [binding_of(wrap, environment=self._world.environment) for wrap in page]
         answers = self._keys.rewrap(
-            [KeyToUnwrap(KeyName.CARDS, wrap.key, bindings[wrap.card].wrap_context()) for wrap in page]
+            [
+                KeyToUnwrap(KeyName.CARDS, wrap.key, binding.wrap_context())
+                for wrap, binding in zip(page, bindings, strict=True)
+            ]
         )
-        fresh = [(wrap, key) for wrap, key in zip(page, answers, strict=True) if isinstance(key, SealedKey)]
-        failures = [
-            Failure(wrap.card, "vault_refused")
-            for wrap, key in zip(page, answers, strict=True)
-            if isinstance(key, KeyRefused)
-        ]
-        proven, unproven = self._prove(fresh, bindings, proof)
-        failures += unproven
-        bad = {failure.card for failure in failures}
-        return [WrapReplacement(w.card, w.key, key) for w, key in fresh if w.card not in bad], proven, failures
+        fresh: list[_Fresh] = []
+        failures: list[Failure] = []
+        for wrap, binding, key in zip(page, bindings, answers, strict=True):
+            if isinstance(key, KeyRefused):
+                failures.append(Failure(wrap.card, "vault_refused"))
+            else:
+                fresh.append((wrap, binding, key))
+        proven, unproven = self._prove(fresh, proof)
+        if unproven:
+            failures += unproven
+            bad = {failure.card for failure in unproven}
+            fresh = [each for each in fresh if each[0].card not in bad]
+        return [WrapReplacement(wrap.card, wrap.key, key) for wrap, _, key in fresh], proven, failures
 
     def _write(self, prepared: _Prepared, report: RewrapReport, operator: Operator) -> None:
         """Safe to repeat: what was replaced already, as after an answer that was lost, is found replaced."""
@@ -197,26 +217,24 @@ class Rewrap:
         report.rewrapped, report.superseded = after.rewrapped, after.superseded
         report.proven, report.failures = after.proven, after.failures
 
-    def _prove(
-        self, fresh: Sequence[tuple[StoredWrap, SealedKey]], bindings: dict[CardKey, Binding], proof: Proof
-    ) -> tuple[int, list[Failure]]:
+    def _prove(self, fresh: Sequence[_Fresh], proof: Proof) -> tuple[int, list[Failure]]:
         """Open cards with their new wraps. A wrap that cannot open its card must never replace one that can."""
         if self._release is None or proof is Proof.NONE or not fresh:
             return 0, []
         sample = fresh if proof is Proof.ALL else fresh[:1]
         keys = self._release.unwrap(
-            [KeyToUnwrap(KeyName.CARDS, key, bindings[wrap.card].wrap_context()) for wrap, key in sample]
+            [KeyToUnwrap(KeyName.CARDS, key, binding.wrap_context()) for _, binding, key in sample]
         )
         proven, failures = 0, []
         with self._world.store.reading() as tx:
-            ciphertexts = tx.secrets_of([wrap.card for wrap, _ in sample])
-        for (wrap, _), key in zip(sample, keys, strict=True):
+            ciphertexts = tx.secrets_of([wrap.card for wrap, _, _ in sample])
+        for (wrap, binding, _), key in zip(sample, keys, strict=True):
             if isinstance(key, KeyRingUnavailable):
                 raise key
             secret = ciphertexts.get(wrap.card)
             if secret is None or secret.wrap.record_version != wrap.record_version:
                 continue  # erased or sealed anew meanwhile: the exchange will find the old wrap gone
-            if isinstance(key, KeyRefused) or not opens(secret, key, bindings[wrap.card]):
+            if isinstance(key, KeyRefused) or not opens(secret, key, binding):
                 failures.append(Failure(wrap.card, "new_wrap_does_not_open"))
             else:
                 proven += 1
