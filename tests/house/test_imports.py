@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 VAULT = ROOT / "vault"
 
-CORE = {"domain", "ports", "ports_operator", "cleanroom", "usecases"}
+CORE = {"domain", "ports", "ports_audit", "ports_operator", "cleanroom", "usecases"}
 INSIDE: dict[str, set[str]] = {
     "domain": set(),
     "ports": {"domain"},
@@ -22,8 +22,9 @@ INSIDE: dict[str, set[str]] = {
     "ports_operator": {"domain", "ports"},
     "usecases": {"domain", "ports", "ports_operator", "cleanroom"},
     "keyring": {"domain", "ports", "ports_operator"},
-    "store": {"domain", "ports", "ports_operator"},
-    "audit": {"domain", "ports"},
+    "store": {"domain", "ports", "ports_audit", "ports_operator"},
+    "ports_audit": {"domain", "ports"},
+    "audit": {"domain", "ports", "ports_audit", "ports_operator"},
     "telemetry": {"domain"},
     "system": {"domain", "ports"},
     "config": {"domain"},

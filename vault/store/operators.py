@@ -1,10 +1,21 @@
-"""Transactions as operator commands see them: the methods of `ports_operator`, beside those that serving needs."""
+"""Transactions as operator commands and the audit log see them, beside what serving needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from vault.domain.audit import AuditEvent
+from vault.domain.ids import EventId, TenantId
+from vault.ports_audit import (
+    LoggedEvent,
+    LogHead,
+    LogState,
+    NewLeaf,
+    NewNode,
+    QueuedEvent,
+    StoredCheckpoint,
+)
 from vault.ports_operator import (
     CardKey,
     RekeyedCard,
@@ -13,7 +24,7 @@ from vault.ports_operator import (
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import read_wraps, write_wraps
+from vault.store import log, read_wraps, write_wraps
 from vault.store.reader import SqlReader
 from vault.store.writer import SqlWriter
 
@@ -59,6 +70,54 @@ class SqlOperatorReader(SqlReader):
         """Facts whose name begins with `prefix`."""
         return read_wraps.settings_of(self._link, prefix)
 
+    # --- `ports_audit.LogReader` ---
+
+    def log_head(self) -> LogHead:
+        """Where the log ends."""
+        return log.head(self._link)
+
+    def log_state(self) -> LogState:
+        """The log in numbers."""
+        return log.state(self._link)
+
+    def queued_events(self, limit: int) -> Sequence[QueuedEvent]:
+        """Events that wait, in the order of their arrival."""
+        return log.queued(self._link, limit)
+
+    def queued_only(self) -> int:
+        """How many wait."""
+        return log.count_queued(self._link)
+
+    def logged_events(self, start: int, limit: int) -> Sequence[LoggedEvent]:
+        """Places of the log in order."""
+        return log.logged(self._link, start, limit)
+
+    def place_of(self, event_id: EventId, tenant: TenantId | None) -> tuple[int, AuditEvent] | None:
+        """Where an event stands in the log."""
+        return log.place_of(self._link, event_id, tenant)
+
+    def log_nodes(self, level: int, start: int, count: int) -> Sequence[bytes]:
+        """Stored hashes of a level."""
+        return log.nodes(self._link, level, start, count)
+
+    def checkpoints(self, *, after: int, limit: int) -> Sequence[StoredCheckpoint]:
+        """Checkpoints in order of size."""
+        return log.checkpoints(self._link, after, limit)
+
+    def newest_checkpoint(self) -> StoredCheckpoint | None:
+        """The one of the greatest size."""
+        return log.newest_checkpoint(self._link)
+
+    def unlogged_events(self, limit: int) -> Sequence[EventId]:
+        """Events that are neither in the log nor in the queue."""
+        return log.unlogged(self._link, limit)
+
+    def events_between(
+        self, since: datetime, until: datetime, *, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[AuditEvent]:
+        """Events of a time, in order."""
+        return log.between(self._link, since, until, after, limit)
+
 
 class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
     """Implements `ports_operator.OperatorWriter`; the docstrings there are the contract."""
@@ -94,3 +153,21 @@ class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
     def delete_setting(self, name: str) -> None:
         """Forget a fact."""
         write_wraps.delete_setting(self._link, name)
+
+    # --- `ports_audit.LogWriter` ---
+
+    def append_to_log(
+        self,
+        before: LogHead,
+        after: LogHead,
+        *,
+        leaves: Sequence[NewLeaf],
+        nodes: Sequence[NewNode],
+        numbers: Sequence[int],
+    ) -> bool:
+        """Add leaves and nodes; False, and nothing done, if the log moved."""
+        return log.append(self._link, before, after, leaves, nodes, numbers)
+
+    def add_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        """Keep a checkpoint; False if there is one of this size."""
+        return log.add_checkpoint(self._link, checkpoint)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     ForeignKeyConstraint,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
@@ -247,6 +248,66 @@ Index(
     unique=True,
     sqlite_where=_released,
     postgresql_where=_released,
+)
+
+# The log is one for all tenants, so that nobody can drop a tenant's part of it unseen: its keys begin with no tenant.
+audit_queue = Table(
+    "audit_queue",
+    metadata,
+    Column(
+        "arrival",
+        BigInteger().with_variant(Integer(), "sqlite"),
+        nullable=False,
+        comment="order of arrival",
+    ),
+    _tenant(),
+    Column("event_id", identifier(), nullable=False, comment="event that waits for its place in the log"),
+    PrimaryKeyConstraint("arrival"),
+    comment="Events that are committed and not yet in the log; a trigger adds each",
+)
+
+audit_leaves = Table(
+    "audit_leaves",
+    metadata,
+    Column("leaf_index", BigInteger, nullable=False, autoincrement=False, comment="place in the log, from 0"),
+    _tenant(),
+    Column("event_id", identifier(), nullable=False, comment="event at this place"),
+    Column("leaf_hash", LargeBinary, nullable=False, comment="RFC 6962 hash of the event's canonical form"),
+    PrimaryKeyConstraint("leaf_index"),
+    UniqueConstraint("tenant_id", "event_id"),
+    comment="The log's order; append-only",
+)
+
+audit_nodes = Table(
+    "audit_nodes",
+    metadata,
+    Column("level", SmallInteger, nullable=False, autoincrement=False, comment="8, 16, 24: leaves below are 2^level"),
+    Column("node_index", BigInteger, nullable=False, autoincrement=False, comment="place in the level, from 0"),
+    Column("node_hash", LargeBinary, nullable=False, comment="RFC 6962 hash over the leaves below"),
+    PrimaryKeyConstraint("level", "node_index"),
+    comment="Hashes over complete parts of the log, so that proofs are quick; append-only",
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", SmallInteger, nullable=False, autoincrement=False, comment="1: there is one row"),
+    Column("size", BigInteger, nullable=False, comment="how many events are in the log"),
+    Column("frontier", LargeBinary, nullable=False, comment="hashes of the complete parts at its right edge"),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint("id = 1", name="one"),
+    comment="Where the log ends; each append is decided by this row",
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("size", BigInteger, nullable=False, autoincrement=False, comment="how many events it covers"),
+    Column("root", LargeBinary, nullable=False, comment="Merkle tree hash of them"),
+    Column("note", Text, nullable=False, comment="the signed checkpoint (C2SP signed-note)"),
+    Column("signed_at", UtcTime, nullable=False, comment="when it was signed"),
+    PrimaryKeyConstraint("size"),
+    comment="Signed statements of the log's size and root; append-only",
 )
 
 erasures = Table(

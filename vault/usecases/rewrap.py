@@ -110,7 +110,9 @@ class Rewrap:
         version = versions.latest
         report = RewrapReport(version, persist(partial(self._begin, version)))
         with ThreadPoolExecutor(1, "rewrap") as ahead, ThreadPoolExecutor(CALLS, "rewrap-vault") as callers:
-            prepare = partial(self._prepare, version=version, batch=batch, proof=proof, persist=persist, callers=callers)
+            prepare = partial(
+                self._prepare, version=version, batch=batch, proof=proof, persist=persist, callers=callers
+            )
             coming = ahead.submit(prepare, None)
             while (prepared := coming.result()) is not None:
                 coming = ahead.submit(prepare, prepared.last)

@@ -1,0 +1,289 @@
+"""The log kept in a second place: a directory with every event in segments, every checkpoint, and the public keys.
+
+    keys                              verifier keys, one a line
+    segments/000000000000.jsonl       4096 events, one canonical JSON line each; the last segment grows
+    checkpoints/000000001234          a signed checkpoint, named by its size
+
+What is in it is never changed, only added to, so write-once storage fits. It can be verified with a public key alone,
+and after a database restore it says what the database forgot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from vault.audit import leaf
+from vault.audit.checkpoint import VerifierKey, parse_keys
+from vault.ports_audit import LogStore, StoredCheckpoint
+from vault.ports_operator import Busy
+
+SEGMENT = 4096
+"""Events in a full segment."""
+PAGE = 1000
+
+
+class CopyTrouble(Exception):
+    """The second place cannot be written or holds something else; the text says where."""
+
+
+class LogSink(Protocol):
+    """A second place for the log."""
+
+    def exclusively(self) -> AbstractContextManager[None]:
+        """Be the only writer meanwhile. Raises `Busy`."""
+
+    def size(self) -> int:
+        """How many events it holds."""
+
+    def newest_checkpoint(self) -> int:
+        """Size of the greatest checkpoint it holds; 0 if none."""
+
+    def add_events(self, start: int, leaves: Sequence[bytes]) -> None:
+        """Add leaves; the first has the place `start`, which is `size()`. Durable when it returns."""
+
+    def add_checkpoint(self, size: int, note: str) -> None:
+        """Add a checkpoint. Durable when it returns."""
+
+    def add_keys(self, keys: Sequence[VerifierKey]) -> None:
+        """Make sure that these public keys are there."""
+
+
+class Directory:
+    """Implements `LogSink` as files; one process may write at a time, any may read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._segments = path / "segments"
+        self._checkpoints = path / "checkpoints"
+        self._seen: tuple[Path, int, int] | None = None
+
+    # --- writing ---
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Be the only writer meanwhile. Raises `Busy` if another is at it, `CopyTrouble`."""
+        self._prepare()
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise CopyTrouble(f"{self.path}: cannot be written ({e.strerror})") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Busy("busy") from None
+        else:
+            yield
+        finally:
+            os.close(lock)
+
+    def _prepare(self) -> None:
+        try:
+            for folder in (self.path, self._segments, self._checkpoints):
+                folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as e:
+            raise CopyTrouble(f"{self.path}: cannot be made ({e.strerror})") from None
+
+    def add_events(self, start: int, leaves: Sequence[bytes]) -> None:
+        """Append lines, each segment synced before the next is begun."""
+        if start != self.size():
+            raise CopyTrouble(f"{self.path}: holds {self.size()} events, not {start}")
+        position = 0
+        try:
+            while position < len(leaves):
+                at = start + position
+                first = at - at % SEGMENT
+                part = leaves[position : position + SEGMENT - (at - first)]
+                with self._segment(first).open("ab") as file:
+                    file.write(b"".join(each + b"\n" for each in part))
+                    file.flush()
+                    os.fsync(file.fileno())
+                if at == first:
+                    _sync(self._segments)
+                position += len(part)
+        except OSError as e:
+            raise CopyTrouble(f"{self.path}: cannot be written ({e.strerror})") from None
+
+    def add_checkpoint(self, size: int, note: str) -> None:
+        """One file; never replaced."""
+        self._write_once(self._checkpoints / f"{size:012d}", note)
+
+    def add_keys(self, keys: Sequence[VerifierKey]) -> None:
+        """Lines are only added: a key that is gone from Vault still checks old checkpoints."""
+        known = self.keys()
+        new = [str(key) for key in keys if key not in known]
+        if not new:
+            return
+        try:
+            with (self.path / "keys").open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in new))
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(self.path)
+        except OSError as e:
+            raise CopyTrouble(f"{self.path}: cannot be written ({e.strerror})") from None
+
+    def _write_once(self, path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync(path.parent)
+        except OSError as e:
+            raise CopyTrouble(f"{path}: cannot be written ({e.strerror})") from None
+
+    # --- reading ---
+
+    def keys(self) -> tuple[VerifierKey, ...]:
+        """Public keys that came with the copy; whoever could change the copy could change them too."""
+        path = self.path / "keys"
+        try:
+            return parse_keys(path.read_text(encoding="utf-8")) if path.exists() else ()
+        except OSError as e:
+            raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
+
+    def size(self) -> int:
+        """Events held. A line that a crash cut short does not count, and is taken away before the next is added."""
+        return self._measured()
+
+    def newest_checkpoint(self) -> int:
+        """Size of the greatest checkpoint."""
+        return max(self._checkpoint_sizes(), default=0)
+
+    def note(self, size: int) -> str:
+        """A checkpoint's text. Raises `CopyTrouble`."""
+        path = self._checkpoints / f"{size:012d}"
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise CopyTrouble(f"{path}: cannot be read") from None
+
+    def checkpoint_sizes(self) -> Sequence[int]:
+        """Sizes of all checkpoints, in order."""
+        return sorted(self._checkpoint_sizes())
+
+    def leaves(self, start: int = 0) -> Iterator[bytes]:
+        """Every line from a place on, in order, without its line end. Raises `CopyTrouble` where a segment is missing.
+
+        A last line without line end is left out: a crash cut it short, and its event comes again.
+        """
+        first = start - start % SEGMENT
+        skip = start - first
+        last = self._last_segment()
+        while last is not None and first <= last:
+            path = self._segment(first)
+            try:
+                with path.open("rb") as file:
+                    count = 0
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        count += 1
+                        if count > skip:
+                            yield line[:-1]
+            except OSError as e:
+                raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
+            if first < last and count != SEGMENT:
+                raise CopyTrouble(f"{path}: holds {count} events instead of {SEGMENT}")
+            first, skip = first + SEGMENT, 0
+
+    def _segment(self, first: int) -> Path:
+        return self._segments / f"{first:012d}.jsonl"
+
+    def _last_segment(self) -> int | None:
+        try:
+            names = [path.stem for path in self._segments.glob("*.jsonl")] if self._segments.is_dir() else []
+        except OSError as e:
+            raise CopyTrouble(f"{self._segments}: cannot be read ({e.strerror})") from None
+        return max((int(name) for name in names if name.isdigit()), default=None)
+
+    def _checkpoint_sizes(self) -> list[int]:
+        try:
+            found = list(self._checkpoints.iterdir()) if self._checkpoints.is_dir() else []
+        except OSError as e:
+            raise CopyTrouble(f"{self._checkpoints}: cannot be read ({e.strerror})") from None
+        return [int(path.name) for path in found if path.name.isdigit()]
+
+    def _measured(self) -> int:
+        last = self._last_segment()
+        if last is None:
+            return 0
+        path = self._segment(last)
+        try:
+            length = path.stat().st_size
+            if self._seen is not None and self._seen[:2] == (path, length):
+                return self._seen[2]
+            raw = path.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if whole != len(raw):
+                os.truncate(path, whole)
+        except OSError as e:
+            raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
+        size = last + raw.count(b"\n")
+        self._seen = (path, whole, size)
+        return size
+
+
+class Shipper:
+    """Brings the second place up to the database: events first, then the checkpoints that cover them."""
+
+    def __init__(self, *, store: LogStore, sink: LogSink) -> None:
+        self._store = store
+        self._sink = sink
+
+    def __call__(self, keys: Sequence[VerifierKey] = ()) -> int:
+        """Returns how many events were added. Raises `Busy`, `CopyTrouble`, `LogShrank`, `StoreUnavailable`."""
+        with self._sink.exclusively():
+            return self._ship(keys)
+
+    def _ship(self, keys: Sequence[VerifierKey]) -> int:
+        self._sink.add_keys(keys)
+        added = 0
+        while True:
+            start = self._sink.size()
+            with self._store.reading() as tx:
+                size = tx.log_head().size
+                page = tx.logged_events(start, PAGE) if start < size else ()
+            if size < max(start, self._sink.newest_checkpoint()):
+                raise LogShrank
+            if not page:
+                break
+            events = [each.event for each in page]
+            if any(event is None for event in events):
+                raise CopyTrouble("an event of the log is gone from the database: run `cardvault audit verify`")
+            self._sink.add_events(start, [leaf.encode(event) for event in events if event is not None])
+            added += len(page)
+        self._ship_checkpoints()
+        return added
+
+    def _ship_checkpoints(self) -> None:
+        held = self._sink.size()
+        after = self._sink.newest_checkpoint()
+        while True:
+            with self._store.reading() as tx:
+                page: Sequence[StoredCheckpoint] = tx.checkpoints(after=after, limit=PAGE)
+            due = [each for each in page if each.size <= held]
+            for each in due:
+                self._sink.add_checkpoint(each.size, each.note)
+                after = each.size
+            if not due:
+                return
+
+
+class LogShrank(Exception):
+    """The database's log is shorter than what was already kept elsewhere: it was restored from an older backup."""
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,171 @@
+"""Gives committed events their places in the log, and signs how far it is. Requests never wait for either.
+
+One process at a time does each, by a lock of the database; even without that lock the row of the log's head lets only
+one of two appends through. A crash leaves the log as it was before or after a batch, never between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from vault.audit import leaf
+from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, note, opened, origin_of
+from vault.audit.merkle import BadProof, Frontier, leaf_hash
+from vault.domain.errors import StoreUnavailable
+from vault.ports import Clock
+from vault.ports_audit import LogHead, LogStore, LogWriter, NewLeaf, NewNode, QueuedEvent, StoredCheckpoint
+from vault.ports_operator import Signer
+
+BATCH = 500
+"""Events in one append: on SQLite a request's commit may have to wait for that."""
+MOVED = "audit_log_moved"
+INCONSISTENT = "audit_log_inconsistent"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When a checkpoint is due: whichever comes first, if there is anything new at all."""
+
+    events: int = 1000
+    after: timedelta = timedelta(seconds=10)
+
+
+class Sequencer:
+    """Moves events from the queue into the log."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+
+    def __call__(self, *, limit: int | None = None) -> int:
+        """Append what waits, about `limit` events at most; returns how many.
+
+        Raises `Busy` while another process is at it, `StoreUnavailable`.
+        """
+        done = 0
+        with self._store.exclusively("audit-sequencer"):
+            while limit is None or done < limit:
+                moved = self._batch()
+                done += moved
+                if moved < BATCH:
+                    break
+        return done
+
+    def _batch(self) -> int:
+        # Read and hashed before the transaction that writes, so that nobody's commit waits for that.
+        with self._store.reading() as tx:
+            waiting = tx.queued_events(BATCH)
+            head = tx.log_head()
+        if not waiting:
+            return 0
+        addition = Addition.after(head, waiting)
+        with self._store.writing() as tx:
+            addition.append(tx)
+        return len(waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """The next piece of the log."""
+
+    before: LogHead
+    after_head: LogHead
+    leaves: Sequence[NewLeaf]
+    nodes: Sequence[NewNode]
+    numbers: Sequence[int]
+
+    @classmethod
+    def after(cls, head: LogHead, waiting: Sequence[QueuedEvent]) -> Addition:
+        """What these events add to a log that ends there. Raises `StoreUnavailable` if its head is damaged."""
+        frontier = frontier_of(head)
+        leaves: list[NewLeaf] = []
+        nodes: list[NewNode] = []
+        for each in waiting:
+            value = leaf_hash(leaf.encode(each.event))
+            leaves.append(NewLeaf(frontier.size, each.event.tenant, each.event.event_id, value))
+            nodes += [NewNode(node.level, node.index, node.value) for node in frontier.append(value)]
+        return cls(head, head_of(frontier), leaves, nodes, [each.number for each in waiting])
+
+    def append(self, tx: LogWriter) -> None:
+        """Raises `StoreUnavailable` if the log moved meanwhile; then nothing was added."""
+        if not tx.append_to_log(
+            self.before, self.after_head, leaves=self.leaves, nodes=self.nodes, numbers=self.numbers
+        ):
+            raise StoreUnavailable(MOVED)
+
+
+def frontier_of(head: LogHead) -> Frontier:
+    """The right edge that a head tells of. Raises `StoreUnavailable` if it cannot be one."""
+    try:
+        return Frontier.decode(head.size, head.frontier)
+    except BadProof:
+        pass
+    raise StoreUnavailable(INCONSISTENT)
+
+
+def head_of(frontier: Frontier) -> LogHead:
+    """As it is stored."""
+    return LogHead(frontier.size, frontier.encode())
+
+
+class Checkpointer:
+    """Signs size and root of the log."""
+
+    def __init__(self, *, store: LogStore, signer: Signer, clock: Clock, environment: str, pace: Pace) -> None:
+        self._store = store
+        self._signer = signer
+        self._clock = clock
+        self._origin = origin_of(environment)
+        self._pace = pace
+
+    def __call__(self, *, now: bool = False) -> StoredCheckpoint | None:
+        """Sign and keep a checkpoint if one is due, or with `now` if anything was added since the last.
+
+        Raises `Busy` while another process is at it, `KeyRingUnavailable`, `StoreUnavailable`.
+        """
+        with self._store.reading() as tx:
+            head, newest = tx.log_head(), tx.newest_checkpoint()
+        if not self._is_due(head, newest, now=now):
+            return None
+        with self._store.exclusively("audit-checkpointer"):
+            with self._store.reading() as tx:
+                head, newest = tx.log_head(), tx.newest_checkpoint()
+            if not self._is_due(head, newest, now=now):
+                return None
+            signed = self._sign(head)
+            with self._store.writing() as tx:
+                return signed if tx.add_checkpoint(signed) else None
+
+    def keys(self) -> tuple[VerifierKey, ...]:
+        """The public keys, oldest first. Raises `KeyRingUnavailable`."""
+        return verifier_keys(self._signer, self._origin)
+
+    def _is_due(self, head: LogHead, newest: StoredCheckpoint | None, *, now: bool) -> bool:
+        if newest is None:
+            return head.size > 0
+        added = head.size - newest.size
+        if added <= 0:
+            return False
+        aged = self._clock.now() - newest.signed_at >= self._pace.after
+        return now or aged or added >= self._pace.events
+
+    def _sign(self, head: LogHead) -> StoredCheckpoint:
+        checkpoint = Checkpoint(self._origin, head.size, frontier_of(head).root())
+        version, signature = self._signer.sign(checkpoint.body().encode())
+        key = VerifierKey(self._origin, self._signer.public_keys()[version])
+        text = note(checkpoint, key, signature)
+        try:
+            opened(text, [key])
+        except BadCheckpoint:
+            is_good = False
+        else:
+            is_good = True
+        if not is_good:
+            raise StoreUnavailable("audit_signature_odd")
+        return StoredCheckpoint(checkpoint.size, checkpoint.root, text, self._clock.now())
+
+
+def verifier_keys(signer: Signer, origin: str) -> tuple[VerifierKey, ...]:
+    """Public keys of the log as auditors keep them, oldest first. Raises `KeyRingUnavailable`."""
+    return tuple(VerifierKey(origin, key) for _, key in sorted(signer.public_keys().items()))

@@ -1,0 +1,306 @@
+"""The audit log's tables: what waits, what has its place, hashes, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Integer, and_, bindparam, delete, func, select, tuple_, update
+
+from vault.domain.audit import AuditEvent, Outcome
+from vault.domain.ids import EventId, RequestId, TenantId
+from vault.ports_audit import (
+    LoggedEvent,
+    LogHead,
+    LogState,
+    NewLeaf,
+    NewNode,
+    QueuedEvent,
+    StoredCheckpoint,
+)
+from vault.store.columns import Engine, UtcTime, identifier
+from vault.store.given import Given, inserting
+from vault.store.link import Batch, Link
+from vault.store.tables import audit_checkpoints, audit_events, audit_head, audit_leaves, audit_nodes, audit_queue
+
+_LIMIT = bindparam("most", type_=Integer(), literal_execute=True)
+_START = bindparam("start", type_=BigInteger())
+_SIZE = bindparam("expected", type_=BigInteger())
+_EVENT = tuple(audit_events.c)
+
+_HEAD = select(audit_head.c.size, audit_head.c.frontier)
+_MOVE_HEAD = (
+    update(audit_head)
+    .values(size=bindparam("new_size"), frontier=bindparam("new_frontier"))
+    .where(audit_head.c.size == _SIZE, audit_head.c.frontier == bindparam("expected_frontier"))
+)
+_SAME_AS_QUEUED = and_(
+    audit_events.c.tenant_id == audit_queue.c.tenant_id, audit_events.c.event_id == audit_queue.c.event_id
+)
+_QUEUED = (
+    select(audit_queue.c.arrival, *_EVENT)
+    .select_from(audit_queue.join(audit_events, _SAME_AS_QUEUED))
+    .order_by(audit_queue.c.arrival)
+    .limit(_LIMIT)
+)
+_COUNT_QUEUED = select(func.count().label("many")).select_from(audit_queue)
+_OLDEST_QUEUED = (
+    select(audit_events.c.occurred_at)
+    .select_from(audit_queue.join(audit_events, _SAME_AS_QUEUED))
+    .order_by(audit_queue.c.arrival)
+    .limit(1)
+)
+_LOGGED = (
+    select(
+        audit_leaves.c.leaf_index,
+        audit_leaves.c.tenant_id.label("leaf_tenant"),
+        audit_leaves.c.event_id.label("leaf_event"),
+        audit_leaves.c.leaf_hash,
+        *_EVENT,
+    )
+    .select_from(
+        audit_leaves.outerjoin(
+            audit_events,
+            and_(
+                audit_events.c.tenant_id == audit_leaves.c.tenant_id,
+                audit_events.c.event_id == audit_leaves.c.event_id,
+            ),
+        )
+    )
+    .where(audit_leaves.c.leaf_index >= _START, audit_leaves.c.leaf_index < bindparam("stop", type_=BigInteger()))
+    .order_by(audit_leaves.c.leaf_index)
+)
+_LEAF_HASHES = (
+    select(audit_leaves.c.leaf_hash.label("value"))
+    .where(audit_leaves.c.leaf_index >= _START, audit_leaves.c.leaf_index < bindparam("stop", type_=BigInteger()))
+    .order_by(audit_leaves.c.leaf_index)
+)
+_NODE_HASHES = (
+    select(audit_nodes.c.node_hash.label("value"))
+    .where(
+        audit_nodes.c.level == bindparam("level"),
+        audit_nodes.c.node_index >= _START,
+        audit_nodes.c.node_index < bindparam("stop", type_=BigInteger()),
+    )
+    .order_by(audit_nodes.c.node_index)
+)
+_CHECKPOINTS = (
+    select(*audit_checkpoints.c)
+    .where(audit_checkpoints.c.size > bindparam("after", type_=BigInteger()))
+    .order_by(audit_checkpoints.c.size)
+    .limit(_LIMIT)
+)
+_NEWEST_CHECKPOINT = select(*audit_checkpoints.c).order_by(audit_checkpoints.c.size.desc()).limit(1)
+
+
+def _unlogged() -> Any:
+    leaf = (
+        select(audit_leaves.c.event_id)
+        .where(audit_leaves.c.tenant_id == audit_events.c.tenant_id, audit_leaves.c.event_id == audit_events.c.event_id)
+        .exists()
+    )
+    queued = (
+        select(audit_queue.c.arrival)
+        .where(audit_queue.c.tenant_id == audit_events.c.tenant_id, audit_queue.c.event_id == audit_events.c.event_id)
+        .exists()
+    )
+    return select(audit_events.c.event_id).where(~leaf, ~queued).limit(_LIMIT)
+
+
+_UNLOGGED = _unlogged()
+
+
+@cache
+def _place(*, of_tenant: bool) -> Any:
+    found = (
+        select(audit_leaves.c.leaf_index, *_EVENT)
+        .select_from(
+            audit_leaves.join(
+                audit_events,
+                and_(
+                    audit_events.c.tenant_id == audit_leaves.c.tenant_id,
+                    audit_events.c.event_id == audit_leaves.c.event_id,
+                ),
+            )
+        )
+        .where(audit_leaves.c.event_id == bindparam("wanted", type_=identifier()))
+    )
+    return found.where(audit_leaves.c.tenant_id == bindparam("tenant", type_=identifier())) if of_tenant else found
+
+
+@cache
+def _between(*, with_cursor: bool) -> Any:
+    found = select(*_EVENT).where(
+        audit_events.c.occurred_at >= bindparam("since", type_=UtcTime()),
+        audit_events.c.occurred_at < bindparam("until", type_=UtcTime()),
+    )
+    if with_cursor:
+        position = tuple_(bindparam("after_time", type_=UtcTime()), bindparam("after_id", type_=identifier()))
+        found = found.where(tuple_(audit_events.c.occurred_at, audit_events.c.event_id) > position)
+    return found.order_by(audit_events.c.occurred_at, audit_events.c.event_id).limit(_LIMIT)
+
+
+@cache
+def _dequeue(engine: Engine) -> Batch:
+    given = Given(engine, [audit_queue.c.arrival])
+    return Batch(delete(audit_queue).where(audit_queue.c.arrival.in_(select(given.c.arrival))), given)
+
+
+@cache
+def _add_leaves(engine: Engine) -> Batch:
+    return Batch(*inserting(engine, audit_leaves))
+
+
+@cache
+def _add_nodes(engine: Engine) -> Batch:
+    return Batch(*inserting(engine, audit_nodes))
+
+
+@cache
+def _keep_checkpoint(engine: Engine) -> Batch:
+    statement, given = inserting(engine, audit_checkpoints)
+    statement = statement.on_conflict_do_nothing(index_elements=[audit_checkpoints.c.size])
+    return Batch(statement.returning(audit_checkpoints.c.size), given)
+
+
+def event_of(row: Any) -> AuditEvent:
+    """From the columns of `audit_events`."""
+    return AuditEvent(
+        event_id=EventId(row.event_id),
+        occurred_at=row.occurred_at,
+        event=row.event,
+        outcome=Outcome(row.outcome),
+        reason=row.reason,
+        actor=row.actor,
+        actor_certificate=row.actor_certificate,
+        role=row.role,
+        peer=row.peer,
+        request_id=RequestId(row.request_id),
+        tenant=row.tenant_id,
+        customer=row.customer_id,
+        target=row.target,
+        order=row.order_id,
+        processor=row.processor,
+        grant_sha256=row.grant_sha256,
+        details=row.details,
+    )
+
+
+def head(link: Link) -> LogHead:
+    """Where the log ends."""
+    row = link.rows(_HEAD)[0]
+    return LogHead(row.size, row.frontier)
+
+
+def state(link: Link) -> LogState:
+    """The log in numbers."""
+    oldest = link.rows(_OLDEST_QUEUED)
+    return LogState(
+        size=head(link).size,
+        queued=count_queued(link),
+        oldest_queued=oldest[0].occurred_at if oldest else None,
+        newest_checkpoint=newest_checkpoint(link),
+    )
+
+
+def count_queued(link: Link) -> int:
+    """How many events wait."""
+    many: int = link.rows(_COUNT_QUEUED)[0].many
+    return many
+
+
+def queued(link: Link, limit: int) -> Sequence[QueuedEvent]:
+    """Events that wait."""
+    return tuple(QueuedEvent(row.arrival, event_of(row)) for row in link.rows(_QUEUED, {"most": limit}))
+
+
+def logged(link: Link, start: int, limit: int) -> Sequence[LoggedEvent]:
+    """Places of the log in order."""
+    return tuple(
+        LoggedEvent(
+            index=row.leaf_index,
+            tenant=row.leaf_tenant,
+            event_id=EventId(row.leaf_event),
+            leaf_hash=row.leaf_hash,
+            event=None if row.event_id is None else event_of(row),
+        )
+        for row in link.rows(_LOGGED, {"start": start, "stop": start + limit})
+    )
+
+
+def place_of(link: Link, event_id: EventId, tenant: TenantId | None) -> tuple[int, AuditEvent] | None:
+    """Where an event stands."""
+    parameters: dict[str, Any] = {"wanted": event_id} | ({} if tenant is None else {"tenant": tenant})
+    found = link.rows(_place(of_tenant=tenant is not None), parameters)
+    return (found[0].leaf_index, event_of(found[0])) if found else None
+
+
+def nodes(link: Link, level: int, start: int, count: int) -> Sequence[bytes]:
+    """Stored hashes of a level."""
+    parameters = {"start": start, "stop": start + count}
+    rows = link.rows(_LEAF_HASHES, parameters) if level == 0 else link.rows(_NODE_HASHES, parameters | {"level": level})
+    return [row.value for row in rows]
+
+
+def checkpoints(link: Link, after: int, limit: int) -> Sequence[StoredCheckpoint]:
+    """Checkpoints in order."""
+    return tuple(_checkpoint(row) for row in link.rows(_CHECKPOINTS, {"after": after, "most": limit}))
+
+
+def newest_checkpoint(link: Link) -> StoredCheckpoint | None:
+    """The one of the greatest size."""
+    found = link.rows(_NEWEST_CHECKPOINT)
+    return _checkpoint(found[0]) if found else None
+
+
+def unlogged(link: Link, limit: int) -> Sequence[EventId]:
+    """Events that are neither in the log nor in the queue."""
+    return tuple(EventId(row.event_id) for row in link.rows(_UNLOGGED, {"most": limit}))
+
+
+def between(
+    link: Link, since: datetime, until: datetime, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[AuditEvent]:
+    """Events of a time."""
+    parameters: dict[str, Any] = {"since": since, "until": until, "most": limit}
+    if after is not None:
+        parameters |= {"after_time": after[0], "after_id": after[1]}
+    return tuple(event_of(row) for row in link.rows(_between(with_cursor=after is not None), parameters))
+
+
+def append(
+    link: Link,
+    before: LogHead,
+    after: LogHead,
+    leaves: Sequence[NewLeaf],
+    new_nodes: Sequence[NewNode],
+    numbers: Sequence[int],
+) -> bool:
+    """Add to the log, if it still ends at `before`."""
+    moved = link.count(
+        _MOVE_HEAD,
+        {
+            "expected": before.size,
+            "expected_frontier": before.frontier,
+            "new_size": after.size,
+            "new_frontier": after.frontier,
+        },
+    )
+    if not moved:
+        return False
+    link.batch_count(_add_leaves(link.engine), [(x.index, x.tenant, x.event_id, x.leaf_hash) for x in leaves])
+    link.batch_count(_add_nodes(link.engine), [(x.level, x.index, x.value) for x in new_nodes])
+    link.batch_count(_dequeue(link.engine), [(number,) for number in numbers])
+    return True
+
+
+def add_checkpoint(link: Link, checkpoint: StoredCheckpoint) -> bool:
+    """Keep a checkpoint."""
+    row = (checkpoint.size, checkpoint.root, checkpoint.note, checkpoint.signed_at)
+    return bool(link.batch_rows(_keep_checkpoint(link.engine), [row]))
+
+
+def _checkpoint(row: Any) -> StoredCheckpoint:
+    return StoredCheckpoint(row.size, row.root, row.note, row.signed_at)
