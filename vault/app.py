@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 
 import structlog
 
+from vault.audit.copy import CopyTrouble, Directory
+from vault.audit.keeper import LogKeeper
+from vault.audit.sequencer import Checkpointer, Pace
 from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, Settings
 from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
-from vault.keyring.operator import OperatorTransit
+from vault.keyring.operator import CheckpointerTransit, OperatorTransit
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
@@ -47,6 +50,7 @@ _log = structlog.get_logger()
 MAX_BATCH = 200
 SWEEP_EVERY = timedelta(seconds=15)
 MAINTAIN_EVERY = timedelta(minutes=10)
+LOG_EVERY = timedelta(seconds=1)
 _ENVIRONMENT = "environment"
 
 C = TypeVar("C")
@@ -78,10 +82,12 @@ class App:
         self._vault_threads = ThreadPoolExecutor(settings.server.threads, "vault")
         self._store_threads = ThreadPoolExecutor(settings.server.threads, "store")
         self._check_threads = ThreadPoolExecutor(2, "check")
+        self._log_thread = ThreadPoolExecutor(1, "log")
         self._sessions: list[VaultSession] = []
         self._intake = self._open_intake()
         self._release = self._open_release()
         self._readiness = Readiness(world=self._world)
+        self._log_keeper = self._build_log_keeper()
         self._chores: list[asyncio.Task[None]] = []
         self._lock: int | None = None
         self._server = self._build_server()
@@ -99,6 +105,9 @@ class App:
             problems += [f"database: {problem}" for problem in self._store.weaknesses()]
             if not problems:
                 problems += self._environment_problems()
+                problems += [f"audit: {problem}" for problem in self._log_keeper.problems()]
+        except CopyTrouble as e:
+            problems.append(f"audit.directory: {e}")
         except StoreUnavailable as e:
             problems.append(f"database: {e.reason}")
         except StartRefused as e:
@@ -117,6 +126,7 @@ class App:
     async def start(self) -> None:
         """Serve."""
         await self._server.start()
+        self._chores.append(asyncio.get_running_loop().create_task(self._keep_log()))
         if self._served & INTAKE_SERVICES:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
         if self._settings.vault.operator is not None:
@@ -133,7 +143,7 @@ class App:
 
     def close(self) -> None:
         """Give everything back."""
-        for executor in (self._vault_threads, self._store_threads, self._check_threads):
+        for executor in (self._vault_threads, self._store_threads, self._check_threads, self._log_thread):
             executor.shutdown(wait=False, cancel_futures=True)
         for keys in (self._intake, self._release):
             if keys is not None:
@@ -163,6 +173,22 @@ class App:
         session = open_vault(self._settings, login, connections=threads + 2)
         self._sessions.append(session)
         return ReleaseTransit(session, threads=threads)
+
+    def _build_log_keeper(self) -> LogKeeper:
+        section, login = self._settings.audit, self._settings.vault.checkpointer
+        checkpointer = None
+        if login is not None:
+            session = open_vault(self._settings, login, connections=1)
+            self._sessions.append(session)
+            checkpointer = Checkpointer(
+                store=self._store,
+                signer=CheckpointerTransit(session),
+                clock=self._world.clock,
+                environment=self._world.environment,
+                pace=Pace(section.checkpoint_events, timedelta(seconds=section.checkpoint_seconds)),
+            )
+        directory = Directory(section.directory) if section.directory is not None else None
+        return LogKeeper(store=self._store, sequence=section.sequence, checkpointer=checkpointer, directory=directory)
 
     def _coalesced(
         self,
@@ -258,7 +284,10 @@ class App:
 
     def _checks(self) -> list[Check]:
         everyone = frozenset(SERVICES)
-        checks = [Check(name="database", services=everyone, probe=self._readiness.store)]
+        checks = [
+            Check(name="database", services=everyone, probe=self._readiness.store),
+            Check(name="audit-log", services=everyone, probe=self._log_keeper.check),
+        ]
         intake, release = self._intake, self._release
         if intake is not None:
             checks.append(
@@ -291,6 +320,18 @@ class App:
             except Exception as e:  # noqa: BLE001 - the sweep must go on; the next one tries again
                 _log.error("sweep.failed", where=where(e))
             await asyncio.sleep(SWEEP_EVERY.total_seconds())
+
+    async def _keep_log(self) -> None:
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._log_thread, self._log_keeper.turn)
+            except CardVaultError as e:
+                _log.warning("audit.behind", reason=e.reason)
+            except CopyTrouble as e:
+                _log.error("audit.copy_failed", problem=str(e))
+            except Exception as e:  # noqa: BLE001 - the chore must go on; the next round tries again
+                _log.error("audit.failed", where=where(e))
+            await asyncio.sleep(LOG_EVERY.total_seconds())
 
     async def _keep_maintaining(self) -> None:
         """The daily care of the one-time key, where the file gives this process the operator's login."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from functools import cached_property
+from pathlib import Path
 
 from vault.config import LoginSection, OperatorSettings
 from vault.domain.errors import PreconditionFailed
@@ -11,6 +12,7 @@ from vault.keyring.operator import CheckpointerTransit, OperatorTransit
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
+from vault.ports_audit import LogStore
 from vault.system import SystemClock, SystemEntropy
 from vault.usecases.operating import OperatorWorld
 
@@ -30,6 +32,7 @@ class OperatorTools:
         self._settings = settings
         self._open = ExitStack()
         store = self._open.enter_context(closing(open_store(settings)))
+        self.log_store: LogStore = store
         self.world = OperatorWorld(
             environment=settings.environment, store=store, clock=SystemClock(), entropy=SystemEntropy()
         )
@@ -37,6 +40,10 @@ class OperatorTools:
     def close(self) -> None:
         """Give everything back."""
         self._open.close()
+
+    def audit_directory(self) -> Path | None:
+        """Where the log's copy is kept."""
+        return self._settings.audit.directory
 
     def operator_keys(self) -> OperatorTransit:
         """Rotation and the like. Raises `MissingLogin`."""

@@ -101,6 +101,19 @@ class VaultSection(Section):
     checkpointer: LoginSection | None = None
 
 
+class AuditSection(Section):
+    """The audit log."""
+
+    directory: Path | None = None
+    """A second place for the log: a folder for every event, checkpoint and public key, best on another machine."""
+    sequence: bool = True
+    """Whether this process gives events their places in the log; one process at a time does."""
+    checkpoint_events: int = Field(default=1000, ge=1, le=1_000_000)
+    """A checkpoint is signed after so many events."""
+    checkpoint_seconds: float = Field(default=10, ge=1, le=3600)
+    """Or after so long, if there is anything new."""
+
+
 class IdentitySection(Section):
     """One client certificate's URI and what it may be."""
 
@@ -145,6 +158,7 @@ class CommonSettings(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     database: DatabaseSection
     vault: VaultSection
+    audit: AuditSection = AuditSection()
 
     def database_url(self) -> str:
         """The URL with the password from its file. Never print it. Raises `OSError`."""

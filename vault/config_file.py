@@ -136,7 +136,7 @@ def _readable(kind: type[S], value: object) -> S | None:
 
 
 _PATH_KEYS = frozenset(
-    {"certificate", "private_key", "client_ca", "ca_file", "password_file"}
+    {"certificate", "private_key", "client_ca", "ca_file", "password_file", "directory"}
     | {"role_id_file", "secret_id_file", "token_file"}
 )
 

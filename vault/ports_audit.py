@@ -123,6 +123,9 @@ class LogReader(Reader, Protocol):
     ) -> Sequence[AuditEvent]:
         """Events of that time in order (time, then id), in the log or not."""
 
+    def actors_before(self, moment: datetime) -> frozenset[str]:
+        """Everybody who stands in an event before that time."""
+
 
 class LogWriter(LogReader, Writer, Protocol):
     """Changes of the log. They are its own evidence: no event is asked for."""

@@ -43,6 +43,9 @@ class Sequencer:
 
         Raises `Busy` while another process is at it, `StoreUnavailable`.
         """
+        with self._store.reading() as tx:
+            if not tx.queued_events(1):
+                return 0
         done = 0
         with self._store.exclusively("audit-sequencer"):
             while limit is None or done < limit:

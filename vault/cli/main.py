@@ -23,11 +23,17 @@ keys = typer.Typer(
     "5: a condition does not hold, nothing was done.",
     no_args_is_help=True,
 )
+audit = typer.Typer(
+    name="audit",
+    help="The audit log: verify, prove, read, keep. Exit 0: well; 1: something was found or failed; 2: usage.",
+    no_args_is_help=True,
+)
 tenants = typer.Typer(name="tenants", help="Shops that leave.", no_args_is_help=True)
 app.add_typer(database)
 app.add_typer(tenants)
 app.add_typer(vault)
 app.add_typer(keys)
+app.add_typer(audit)
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the audit log.", metavar="TEXT")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
@@ -386,6 +392,145 @@ def vault_renew_login(
             dry_run=dry_run,
         )
     )
+
+
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key", help="Public keys, one a line, kept elsewhere; else Vault is asked.", metavar="FILE"),
+]
+ReadReason = Annotated[str, typer.Option("--reason", help="Why the log is read; stands in it.", metavar="TEXT")]
+ProofOut = Annotated[Path | None, typer.Option("--out", help="Write it there instead of printing it.", metavar="FILE")]
+
+
+@audit.command("verify")
+def audit_verify(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The TOML file.", metavar="FILE")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Verify this folder offline instead.", metavar="DIR")
+    ] = None,
+    key: KeyFile = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", help="A checkpoint kept elsewhere; may be given often.", metavar="FILE"),
+    ] = None,
+    reason: ReadReason = "verification",
+    as_json: Json = False,
+) -> None:
+    """Find any edit, insertion, removal, reordering or truncation. Exit 0: the log is intact; 1: it is not.
+
+    Every event is hashed anew and held against every signed checkpoint. Give a checkpoint that you kept yourself:
+    then nobody can have cut the log off or exchanged the whole of it since.
+    """
+    from vault.cli import audit as command
+
+    raise typer.Exit(
+        command.verify(
+            config, export=export, key_file=key, checkpoints=checkpoint or [], reason=reason, as_json=as_json
+        )
+    )
+
+
+@audit.command("prove")
+def audit_prove(
+    config: Config,
+    event: Annotated[str, typer.Argument(help="The event: evt_ and letters.")],
+    out: ProofOut = None,
+    reason: ReadReason = "proof",
+    as_json: Json = False,
+) -> None:
+    """A file that shows to anybody with the public key that this event is in the signed log."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.prove(config, event=event, out=out, reason=reason, as_json=as_json))
+
+
+@audit.command("consistency")
+def audit_consistency(
+    config: Config,
+    old: Annotated[Path, typer.Argument(help="The older checkpoint's file.")],
+    new: Annotated[Path, typer.Argument(help="The newer checkpoint's file.")],
+    out: ProofOut = None,
+    reason: ReadReason = "proof",
+) -> None:
+    """A file that shows that the newer checkpoint's log is the older one's with events added, and nothing else."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.consistency(config, old=old, new=new, out=out, reason=reason))
+
+
+@audit.command("check-proof")
+def audit_check_proof(
+    file: Annotated[Path, typer.Argument(help="What `prove` or `consistency` wrote.")],
+    key: Annotated[Path, typer.Option("--key", help="Public keys, one a line.", metavar="FILE")],
+) -> None:
+    """Check a proof offline. Exit 0: it proves; 1: it does not."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.check_proof(file, key_file=key))
+
+
+@audit.command("tail")
+def audit_tail(
+    config: Config,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many of the newest.", min=1, max=100_000)] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    reason: ReadReason = "reading",
+    as_json: Json = False,
+) -> None:
+    """Show the newest events, one a line; with --json in canonical form, as they are hashed."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.tail(config, count=count, follow=follow, reason=reason, as_json=as_json))
+
+
+@audit.command("report")
+def audit_report(
+    config: Config,
+    since: Annotated[str, typer.Option("--since", help="How far back: 30m, 24h, 7d.")] = "24h",
+    reason: ReadReason = "daily review",
+    as_json: Json = False,
+) -> None:
+    """Refused redemptions, failed openings, peaks, identities never seen before. Exit 0: nothing; 1: look."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.report(config, since=since, reason=reason, as_json=as_json))
+
+
+@audit.command("export")
+def audit_export(
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", help="The folder; one that was begun is gone on with.", metavar="DIR")],
+    reason: ReadReason = "export",
+    as_json: Json = False,
+) -> None:
+    """Write the whole log to a folder: events in segments, checkpoints, public keys. Run again to add what is new."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.export(config, out=out, reason=reason, as_json=as_json))
+
+
+@audit.command("checkpoint")
+def audit_checkpoint(config: Config, out: ProofOut = None, as_json: Json = False) -> None:
+    """Sign what is in the log now and print the newest checkpoint. Keep it where no administrator of cardvault is."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.checkpoint(config, out=out, as_json=as_json))
+
+
+@audit.command("keys")
+def audit_keys(config: Config) -> None:
+    """Print the public keys that sign checkpoints (C2SP verifier keys). Hand them to auditors once."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.keys(config))
+
+
+@audit.command("status")
+def audit_status(config: Config, as_json: Json = False) -> None:
+    """How many events are in the log, waiting, signed, copied, and how old that is."""
+    from vault.cli import audit as command
+
+    raise typer.Exit(command.status(config, as_json=as_json))
 
 
 @tenants.command("erase")

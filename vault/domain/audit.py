@@ -54,6 +54,22 @@ class AuditEvent:
     details: Mapping[str, str | int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class InclusionProof:
+    """Shows that one event stands in the signed log (RFC 6962, 2.1.1); checked with the public key alone."""
+
+    leaf: bytes
+    """The event in canonical form."""
+    index: int
+    """Its place in the log, from 0."""
+    size: int
+    """Events under the checkpoint."""
+    path: tuple[bytes, ...]
+    """Hashes from the leaf to the root, 32 bytes each."""
+    checkpoint: str
+    """The signed checkpoint (C2SP signed-note)."""
+
+
 def event_by(
     caller: Caller,
     *,

@@ -43,6 +43,9 @@ secret_id_file = "{intake.secret_id_file}"
 role_id_file = "{release.role_id_file}"
 secret_id_file = "{release.secret_id_file}"
 
+[audit]
+directory = "{audit}"
+
 # A production server has no use for these two; operators have a file of their own.
 [vault.operator]
 role_id_file = "{operator.role_id_file}"
@@ -104,6 +107,7 @@ def prepare(directory: Path, *, port: int | None = None, log_level: str | None =
             port=_kept_port(directory / "port") if port is None else port,
             server=server,
             database=database,
+            audit=directory / "audit",
             vault_address=openbao.address.address,
             intake=openbao.login_files(LoginName.INTAKE),
             release=openbao.login_files(LoginName.RELEASE),

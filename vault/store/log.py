@@ -112,6 +112,11 @@ def _unlogged() -> Any:
 _UNLOGGED = _unlogged()
 
 
+_ACTORS = (
+    select(audit_events.c.actor).where(audit_events.c.occurred_at < bindparam("until", type_=UtcTime())).distinct()
+)
+
+
 @cache
 def _place(*, of_tenant: bool) -> Any:
     found = (
@@ -268,6 +273,11 @@ def between(
     if after is not None:
         parameters |= {"after_time": after[0], "after_id": after[1]}
     return tuple(event_of(row) for row in link.rows(_between(with_cursor=after is not None), parameters))
+
+
+def actors_before(link: Link, moment: datetime) -> frozenset[str]:
+    """Everybody who stands in an event before that time."""
+    return frozenset(row.actor for row in link.rows(_ACTORS, {"until": moment}))
 
 
 def append(

@@ -118,6 +118,10 @@ class SqlOperatorReader(SqlReader):
         """Events of a time, in order."""
         return log.between(self._link, since, until, after, limit)
 
+    def actors_before(self, moment: datetime) -> frozenset[str]:
+        """Everybody who stands in an event before that time."""
+        return log.actors_before(self._link, moment)
+
 
 class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
     """Implements `ports_operator.OperatorWriter`; the docstrings there are the contract."""

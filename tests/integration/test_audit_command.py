@@ -1,0 +1,244 @@
+"""Every `cardvault audit …` command as an auditor or operator types it, beside a running server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from tests.support.cards import fresh_typed_card
+from tests.support.installation import Client, Installation, eventually, installed, wait_for_health
+from tests.support.raw import execute, rows, scalar
+from tests.support.requests import TIMEOUT, grant_request, new_customer, new_order, redeem_request, store_request
+from vault.audit.checkpoint import parse_keys
+from vault.audit.copy import Directory
+from vault.embedded.openbao import OpenBao
+from vault.keyring.setup import LoginName
+from vault.v1 import account_pb2
+
+
+@dataclass
+class Desk:
+    """A host with everything, and what its commands printed."""
+
+    installation: Installation
+    config: Path
+    settings: dict[str, Any]
+    checkout: Client
+    account: Client
+    processor: Client
+
+    @property
+    def copy(self) -> Path:
+        return Path(self.settings["audit__directory"])
+
+    def type(self, *words: str | Path, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "vault", *map(str, words)], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+        return done.stdout
+
+    def audit(self, command: str, *words: str | Path, code: int = 0) -> str:
+        return self.type("audit", command, "--config", self.config, *words, code=code)
+
+    def facts(self, command: str, *words: str | Path, code: int = 0) -> Any:
+        return json.loads(self.audit(command, *words, "--json", code=code))
+
+    def settle(self) -> None:
+        """Wait until the server has signed and copied everything that happened so far."""
+        url = self.installation.database_url
+
+        def is_settled() -> bool:
+            size = scalar(url, "SELECT size FROM audit_head")
+            waiting = scalar(url, "SELECT count(*) FROM audit_queue")
+            signed = scalar(url, "SELECT max(size) FROM audit_checkpoints")
+            return bool(waiting == 0 and size == signed == Directory(self.copy).newest_checkpoint())
+
+        eventually(is_settled)
+
+    def shop(self) -> tuple[str, str]:
+        """A card stored, released and erased: customer and the erasure's event."""
+        customer, order = new_customer(), new_order()
+        card = self.checkout.checkout.Tokenize(store_request(fresh_typed_card(), customer), timeout=TIMEOUT).card
+        request = grant_request(order=order, customer=customer, token=card.token)
+        grant = self.checkout.checkout.IssueGrant(request, timeout=TIMEOUT).grant
+        self.processor.processor.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)
+        delete = account_pb2.DeleteCardRequest(customer_id=customer, token=card.token)
+        return customer, self.account.account.DeleteCard(delete, timeout=TIMEOUT).receipt.event_id
+
+
+def signing(openbao: OpenBao, copy: Path) -> dict[str, Any]:
+    """Settings of a server that signs every second and keeps a copy."""
+    files = openbao.login_files(LoginName.CHECKPOINTER)
+    return {
+        "audit__directory": str(copy),
+        "audit__checkpoint_seconds": 1,
+        "vault__checkpointer__role_id_file": str(files.role_id_file),
+        "vault__checkpointer__secret_id_file": str(files.secret_id_file),
+    }
+
+
+@pytest.fixture
+def desk(tmp_path: Path, openbao: OpenBao, database_url: str) -> Iterator[Desk]:
+    """A server on SQLite and on PostgreSQL."""
+    with installed(tmp_path, openbao, database_url) as installation:
+        settings = signing(openbao, tmp_path / "copy")
+        installation.serve(**settings)
+        yield Desk(
+            installation,
+            installation.config(**settings),
+            settings,
+            installation.client("checkout"),
+            installation.client("account"),
+            installation.client("processor"),
+        )
+
+
+def test_an_auditor_verifies_with_what_was_kept_elsewhere(desk: Desk, tmp_path: Path) -> None:
+    _, event = desk.shop()
+    (tmp_path / "keys").write_text(desk.audit("keys"))
+    kept = tmp_path / "kept"
+    desk.audit("checkpoint", "--out", kept)
+    desk.shop()
+    desk.settle()
+
+    online = desk.facts("verify", "--key", tmp_path / "keys", "--checkpoint", kept, "--reason", "quarterly")
+    shutil.copytree(desk.copy, tmp_path / "carried")
+    offline = desk.type(
+        "audit", "verify", "--export", tmp_path / "carried", "--key", tmp_path / "keys", "--checkpoint", kept
+    )
+    desk.audit("prove", event, "--out", tmp_path / "proof")
+    proven = desk.type("audit", "check-proof", tmp_path / "proof", "--key", tmp_path / "keys")
+    newer = tmp_path / "newer"
+    desk.audit("checkpoint", "--out", newer)
+    desk.audit("consistency", kept, newer, "--out", tmp_path / "consistency")
+    continued = desk.type("audit", "check-proof", tmp_path / "consistency", "--key", tmp_path / "keys")
+
+    assert online["good"]
+    assert online["covered"] > 0
+    assert "The log is intact" in offline
+    assert "card.erased ok" in proven
+    assert "continues the log of" in continued
+    read = rows(desk.installation.database_url, "SELECT target, reason FROM audit_events WHERE event = 'audit.read'")
+    assert ("verify", "quarterly") in [tuple(row) for row in read]
+    assert {row[0] for row in read} == {"verify", "prove", "consistency"}
+
+
+def test_a_proof_of_something_else_is_refused(desk: Desk, tmp_path: Path) -> None:
+    _, event = desk.shop()
+    (tmp_path / "keys").write_text(desk.audit("keys"))
+    desk.settle()
+    desk.audit("prove", event, "--out", tmp_path / "proof")
+    text = (tmp_path / "proof").read_text()
+    (tmp_path / "forged").write_text(text.replace("card.erased", "card.stored"))
+    other = tmp_path / "other-keys"
+    (key,) = parse_keys((tmp_path / "keys").read_text())
+    other.write_text(str(type(key)(key.name, bytes(31) + b"\x01")) + "\n")
+
+    desk.type("audit", "check-proof", tmp_path / "forged", "--key", tmp_path / "keys", code=1)
+    desk.type("audit", "check-proof", tmp_path / "proof", "--key", other, code=1)
+    desk.type("audit", "check-proof", tmp_path / "keys", "--key", tmp_path / "keys", code=1)
+    desk.audit("prove", "evt_nothing", code=1)
+
+
+def test_the_report_tells_what_to_look_at(desk: Desk) -> None:
+    desk.shop()
+    first = desk.facts("report", "--since", "1h", code=1)
+    with pytest.raises(grpc.RpcError, match="refused"):
+        desk.processor.processor.Detokenize(redeem_request("grant_" + "a" * 34, new_order()), timeout=TIMEOUT)
+    second = desk.facts("report", code=1)
+
+    assert first["released"] == {"acquirer": 1}
+    assert len(first["new_identities"]) >= 3
+    assert first["refused_redemptions"] == {}
+    assert len(second["refused_redemptions"]) == 1
+    assert "LOOK 1 refused redemptions" in desk.audit("report", code=1)
+    desk.audit("report", "--since", "yesterday", code=2)
+
+
+def test_events_are_shown_as_they_come(desk: Desk) -> None:
+    customer, _ = desk.shop()
+
+    shown = desk.audit("tail", "-n", "50")
+    leaves = [json.loads(line) for line in desk.audit("tail", "-n", "3", "--json").splitlines()]
+
+    assert [
+        name for name in ("card.tokenized", "grant.issued", "card.released", "card.erased") if name not in shown
+    ] == []
+    assert customer in shown
+    assert len(leaves) == 3
+    assert all(each["v"] == 1 for each in leaves)
+
+
+def test_an_export_is_gone_on_with(desk: Desk, tmp_path: Path) -> None:
+    desk.shop()
+    first = desk.facts("export", "--out", tmp_path / "export")
+    desk.shop()
+    second = desk.facts("export", "--out", tmp_path / "export")
+
+    assert 0 < first["events"] < second["events"]
+    assert second["added"] == second["events"] - first["events"]
+    desk.type("audit", "verify", "--export", tmp_path / "export")
+
+
+def test_a_server_refuses_a_database_that_was_set_back(desk: Desk, tmp_path: Path, database_url: str) -> None:
+    if not database_url.startswith("sqlite"):
+        pytest.skip("a file is set back by copying it; PostgreSQL is set back in the tests of `restore`")
+    database = Path(database_url.removeprefix("sqlite:///"))
+    desk.shop()
+    desk.installation.servers[0].stop()
+    backup = tmp_path / "backup.sqlite"
+    shutil.copy(database, backup)
+    server = desk.installation.serve(**desk.settings)
+    again = Desk(
+        desk.installation,
+        desk.config,
+        desk.settings,
+        desk.installation.client("checkout", server),
+        desk.installation.client("account", server),
+        desk.installation.client("processor", server),
+    )
+    again.shop()
+    again.settle()
+    desk.installation.servers[-1].stop()
+    shutil.copy(backup, database)
+
+    refused = subprocess.run(
+        [sys.executable, "-m", "vault", "serve", "--config", str(desk.config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert refused.returncode == 2
+    assert "restored from a backup" in refused.stderr
+
+
+def test_a_database_that_is_set_back_under_a_running_server_makes_it_unready(desk: Desk, database_url: str) -> None:
+    desk.shop()
+    desk.settle()
+    size = scalar(database_url, "SELECT size FROM audit_head")
+    execute(database_url, f"UPDATE audit_head SET size = {size - 1}")
+
+    wait_for_health(desk.checkout, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+def test_usage_is_explained(desk: Desk, tmp_path: Path) -> None:
+    desk.type("audit", "verify", code=2)
+    desk.type("audit", "verify", "--export", tmp_path / "nothing", code=2)
+    desk.audit("verify", "--key", tmp_path / "nothing", code=2)
+    desk.audit("verify", "--checkpoint", tmp_path / "nothing", code=2)
+    (tmp_path / "bad").write_text("bad")
+    desk.audit("verify", "--key", tmp_path / "bad", code=2)
+    assert "evt_" in desk.type("audit", "prove", "--help")

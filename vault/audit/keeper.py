@@ -1,0 +1,90 @@
+"""The log's care in a running server: places for new events, checkpoints, the copy elsewhere; and the gate at start."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+from vault.audit.checkpoint import BadCheckpoint, VerifierKey, opened
+from vault.audit.copy import Directory, LogShrank, Shipper
+from vault.audit.merkle import BadProof, Tree
+from vault.audit.sequencer import Checkpointer, Sequencer
+from vault.domain.errors import KeyRingUnavailable, StoreUnavailable
+from vault.ports_audit import LogStore
+from vault.ports_operator import Busy
+
+SHRANK = "audit_log_shrank"
+RESTORED = (
+    "the log in the database is shorter than, or not the one, that was kept in {}: the database was restored from a "
+    "backup, or tampered with. Run `cardvault restore reconcile`, or `cardvault audit verify`"
+)
+
+
+class LogKeeper:
+    """What one process does for the log. Another process may do the same: each part is done by one at a time."""
+
+    def __init__(
+        self, *, store: LogStore, sequence: bool, checkpointer: Checkpointer | None, directory: Directory | None
+    ) -> None:
+        self._store = store
+        self._sequencer = Sequencer(store) if sequence else None
+        self._checkpointer = checkpointer
+        self._directory = directory
+        self._shipper = Shipper(store=store, sink=directory) if directory is not None else None
+        self._keys: tuple[VerifierKey, ...] = ()
+        self._shrank = threading.Event()
+
+    def turn(self) -> None:
+        """One round. Raises `KeyRingUnavailable`, `StoreUnavailable`, `CopyTrouble`; the next round tries again."""
+        if self._sequencer is not None:
+            with suppress(Busy):
+                self._sequencer()
+        trouble = self._checkpoint()
+        if self._shipper is not None:
+            try:
+                with suppress(Busy):
+                    self._shipper(self._keys)
+            except LogShrank:
+                self._shrank.set()
+                raise StoreUnavailable(SHRANK) from None
+        if trouble is not None:
+            raise trouble
+
+    def check(self) -> None:
+        """Readiness: not while the database is known to have been set back. Raises `StoreUnavailable`."""
+        if self._shrank.is_set():
+            raise StoreUnavailable(SHRANK)
+
+    def problems(self) -> list[str]:
+        """Why the log as it is must not be gone on with. Raises `StoreUnavailable`, `CopyTrouble`."""
+        if self._directory is None:
+            return []
+        held, newest = self._directory.size(), self._directory.newest_checkpoint()
+        with self._store.reading() as tx:
+            size = tx.log_head().size
+            if size < max(held, newest):
+                return [RESTORED.format(self._directory.path)]
+            if newest:
+                try:
+                    kept = opened(self._directory.note(newest), self._directory.keys())
+                    is_same = Tree(tx.log_nodes).root(newest) == kept.root
+                except BadCheckpoint as e:
+                    return [f"{self._directory.path}: checkpoint {newest} {e}"]
+                except BadProof:
+                    is_same = False
+                if not is_same:
+                    return [RESTORED.format(self._directory.path)]
+        return []
+
+    def _checkpoint(self) -> KeyRingUnavailable | None:
+        """Vault may be away: the copy is made all the same."""
+        if self._checkpointer is None:
+            return None
+        try:
+            with suppress(Busy):
+                signed = self._checkpointer()
+                if signed is not None or not self._keys:
+                    self._keys = self._checkpointer.keys()
+        except KeyRingUnavailable as e:
+            return e
+        return None
