@@ -9,13 +9,15 @@ import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
 from vault.audit.copy import CopyTrouble, Directory
-from vault.audit.keeper import LogKeeper
+from vault.audit.keeper import SHRANK, LogKeeper
+from vault.audit.proof import prove
 from vault.audit.sequencer import Checkpointer, Pace
 from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, Settings
 from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
@@ -88,6 +90,7 @@ class App:
         self._release = self._open_release()
         self._readiness = Readiness(world=self._world)
         self._log_keeper = self._build_log_keeper()
+        self._hopeless = asyncio.Event()
         self._chores: list[asyncio.Task[None]] = []
         self._lock: int | None = None
         self._server = self._build_server()
@@ -131,6 +134,10 @@ class App:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
         if self._settings.vault.operator is not None:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_maintaining()))
+
+    async def hopeless(self) -> None:
+        """Returns once this process must not go on: the database was set back under it."""
+        await self._hopeless.wait()
 
     async def stop(self) -> None:
         """Drain and end; effects under way are carried out."""
@@ -243,7 +250,7 @@ class App:
                 get_card=GetCard(world=world),
                 update_card=self._coalesced(UpdateCard(world=world), calls_vault=False),
                 set_default_card=self._coalesced(SetDefaultCard(world=world), calls_vault=False),
-                erase=self._coalesced(Erase(world=world), calls_vault=False),
+                erase=self._coalesced(Erase(world=world, prove=partial(prove, self._store)), calls_vault=False),
             )
         }
         if self._intake is not None:
@@ -327,6 +334,8 @@ class App:
                 await asyncio.get_running_loop().run_in_executor(self._log_thread, self._log_keeper.turn)
             except CardVaultError as e:
                 _log.warning("audit.behind", reason=e.reason)
+                if e.reason == SHRANK:
+                    self._hopeless.set()
             except CopyTrouble as e:
                 _log.error("audit.copy_failed", problem=str(e))
             except Exception as e:  # noqa: BLE001 - the chore must go on; the next round tries again

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from vault.domain.audit import AuditEvent
-from vault.domain.ids import EventId, TenantId
+from vault.domain.ids import EventId, TenantId, Token
 from vault.ports import Reader, Writer
 
 
@@ -123,6 +123,9 @@ class LogReader(Reader, Protocol):
     ) -> Sequence[AuditEvent]:
         """Events of that time in order (time, then id), in the log or not."""
 
+    def is_stored_or_erased(self, tenant: TenantId, token: Token) -> bool:
+        """Whether a card of this token is there, or a tombstone of it."""
+
     def actors_before(self, moment: datetime) -> frozenset[str]:
         """Everybody who stands in an event before that time."""
 
@@ -140,6 +143,23 @@ class LogWriter(LogReader, Writer, Protocol):
         numbers: Sequence[int],
     ) -> bool:
         """Add leaves and nodes and take these numbers out of the queue; False, and nothing done, if the log moved."""
+
+    def put_back_in_log(
+        self,
+        before: LogHead,
+        after: LogHead,
+        *,
+        events: Sequence[AuditEvent],
+        leaves: Sequence[NewLeaf],
+        nodes: Sequence[NewNode],
+    ) -> bool:
+        """As `append_to_log` for events that a restored database may lack; those that it lacks are added."""
+
+    def revoke_every_grant(self, *, now: datetime) -> int:
+        """Revoke all open grants of all tenants; returns how many."""
+
+    def destroy_every_once_key(self) -> int:
+        """Destroy the wrapped keys of all one-time tokens; returns how many."""
 
     def add_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         """Keep a checkpoint; False if there is one of this size."""

@@ -24,7 +24,7 @@ INSIDE: dict[str, set[str]] = {
     "keyring": {"domain", "ports", "ports_operator"},
     "store": {"domain", "ports", "ports_audit", "ports_operator"},
     "ports_audit": {"domain", "ports"},
-    "audit": {"domain", "ports", "ports_audit", "ports_operator"},
+    "audit": {"domain", "ports", "ports_audit", "ports_operator", "usecases"},
     "telemetry": {"domain"},
     "system": {"domain", "ports"},
     "config": {"domain"},

@@ -11,7 +11,9 @@ from typing import Any
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, opened, read
 from vault.audit.merkle import BadProof, Tree, check_consistency, leaf_hash, root_from_inclusion
+from vault.audit.sequencer import INCONSISTENT
 from vault.domain.audit import AuditEvent, InclusionProof
+from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import EventId, TenantId
 from vault.ports_audit import LogStore
 
@@ -22,14 +24,17 @@ CONSISTENCY_FORMAT = "cardvault consistency proof v1"
 def prove(store: LogStore, event_id: EventId, tenant: TenantId | None = None) -> InclusionProof | None:
     """The proof under the newest checkpoint; None where no checkpoint covers the event yet, or there is none such.
 
-    Raises `BadProof` if stored hashes are missing, `StoreUnavailable`.
+    Raises `StoreUnavailable`, also if stored hashes are missing.
     """
     with store.reading() as tx:
         found, newest = tx.place_of(event_id, tenant), tx.newest_checkpoint()
         if found is None or newest is None or found[0] >= newest.size:
             return None
         index, event = found
-        path = tuple(Tree(tx.log_nodes).inclusion(index, newest.size))
+        try:
+            path = tuple(Tree(tx.log_nodes).inclusion(index, newest.size))
+        except BadProof:
+            raise StoreUnavailable(INCONSISTENT) from None
     return InclusionProof(leaf.encode(event), index, newest.size, path, newest.note)
 
 

@@ -66,8 +66,8 @@ def _read_event(tools: OperatorTools, command: str, reason: str, *, about: str =
         tx.append_events([tools.world.event(operator, "audit.read", target=command, about=about)])
 
 
-def _keys(tools: OperatorTools, key_file: Path | None) -> tuple[VerifierKey, ...]:
-    """From a file kept elsewhere, else from Vault under the checkpointer's login."""
+def keys_for(tools: OperatorTools, key_file: Path | None) -> tuple[VerifierKey, ...]:
+    """Public keys: from a file kept elsewhere, else from Vault under the checkpointer's login."""
     if key_file is not None:
         return _keys_in(key_file)
     signer = tools.signer()
@@ -114,7 +114,7 @@ def verify(
         raise typer.BadParameter("give --config for the database or --export for a folder", param_hint="--config")
 
     def command(tools: OperatorTools, terminal: Terminal) -> int:
-        keys = _keys(tools, key_file)
+        keys = keys_for(tools, key_file)
         _read_event(tools, "verify", reason)
         copy = tools.audit_directory()
         with Watch(terminal, "verify", max_rate=None) as watch:
@@ -365,7 +365,7 @@ def keys(config: Path) -> int:
     """Print the public keys."""
 
     def command(tools: OperatorTools, _: Terminal) -> int:
-        for key in _keys(tools, None):
+        for key in keys_for(tools, None):
             sys.stdout.write(f"{key}\n")
         return EXIT_OK
 

@@ -28,12 +28,14 @@ audit = typer.Typer(
     help="The audit log: verify, prove, read, keep. Exit 0: well; 1: something was found or failed; 2: usage.",
     no_args_is_help=True,
 )
+restore = typer.Typer(name="restore", help="After the database was restored from a backup.", no_args_is_help=True)
 tenants = typer.Typer(name="tenants", help="Shops that leave.", no_args_is_help=True)
 app.add_typer(database)
 app.add_typer(tenants)
 app.add_typer(vault)
 app.add_typer(keys)
 app.add_typer(audit)
+app.add_typer(restore)
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the audit log.", metavar="TEXT")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
@@ -531,6 +533,31 @@ def audit_status(config: Config, as_json: Json = False) -> None:
     from vault.cli import audit as command
 
     raise typer.Exit(command.status(config, as_json=as_json))
+
+
+@restore.command("reconcile")
+def restore_reconcile(
+    config: Config,
+    reason: Reason,
+    copy: Annotated[
+        Path | None,
+        typer.Option("--from", help="The copy or an export of the log; else [audit] directory.", metavar="DIR"),
+    ] = None,
+    key: KeyFile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Put back what the log's copy knows and a restored database forgot. Stop all servers first; safe to run twice.
+
+    Erasures are carried out again, every open grant is revoked and every one-time token destroyed: some were used since
+    the backup. The log goes on where it was, so every checkpoint ever signed still fits. Exit 5: the copy is not fit.
+    """
+    from vault.cli import restore as command
+
+    raise typer.Exit(
+        command.reconcile(config, copy=copy, key_file=key, reason=reason, yes=yes, dry_run=dry_run, as_json=as_json)
+    )
 
 
 @tenants.command("erase")

@@ -69,13 +69,12 @@ def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
         except StartRefused as e:
             app.close()
             return _refuse(e.problems)
-        await _until_signal(app, settings, announce)
-        return EXIT_OK
+        return await _until_signal(app, settings, announce)
 
     return _run(main())
 
 
-async def _until_signal(app: App, settings: Settings, announce: Callable[[int], None]) -> None:
+async def _until_signal(app: App, settings: Settings, announce: Callable[[int], None]) -> int:
     log = structlog.get_logger()
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
@@ -84,10 +83,18 @@ async def _until_signal(app: App, settings: Settings, announce: Callable[[int], 
     await app.start()
     log.info("server.started", address=settings.server.listen, services=list(settings.server.services))
     announce(app.port)
-    await asked.wait()
+    waiting = [asyncio.ensure_future(asked.wait()), asyncio.ensure_future(app.hopeless())]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    was_asked = asked.is_set()
+    for each in waiting:
+        each.cancel()
     log.info("server.stopping")
     await app.stop()
     log.info("server.stopped")
+    if was_asked:
+        return EXIT_OK
+    # It refuses to start again until the database is reconciled.
+    return _refuse(["audit: the database was set back while this server ran"])
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:

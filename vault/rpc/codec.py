@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from vault.domain import letters
+from vault.domain.audit import InclusionProof
 from vault.domain.card import CardDetails, Expiry, HolderName, SecurityCode, StoredCard
 from vault.domain.consent import CardUse, Consent
 from vault.domain.errors import InvalidField
@@ -302,4 +303,16 @@ def encode_receipt(receipt: ErasureReceipt) -> account_pb2.ErasureReceipt:
         erased_at=encode_time(receipt.erased_at),
         cards=receipt.erased.cards,
         grants_revoked=receipt.erased.grants_revoked,
+        proof=None if receipt.proof is None else encode_proof(receipt.proof),
+    )
+
+
+def encode_proof(proof: InclusionProof) -> account_pb2.InclusionProof:
+    """That an event stands in the signed log."""
+    return account_pb2.InclusionProof(
+        leaf=proof.leaf,
+        leaf_index=proof.index,
+        tree_size=proof.size,
+        path=proof.path,
+        checkpoint=proof.checkpoint,
     )

@@ -7,10 +7,10 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, and_, bindparam, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, select, tuple_, update
 
 from vault.domain.audit import AuditEvent, Outcome
-from vault.domain.ids import EventId, RequestId, TenantId
+from vault.domain.ids import EventId, RequestId, TenantId, Token
 from vault.ports_audit import (
     LoggedEvent,
     LogHead,
@@ -23,7 +23,16 @@ from vault.ports_audit import (
 from vault.store.columns import Engine, UtcTime, identifier
 from vault.store.given import Given, inserting
 from vault.store.link import Batch, Link
-from vault.store.tables import audit_checkpoints, audit_events, audit_head, audit_leaves, audit_nodes, audit_queue
+from vault.store.tables import (
+    audit_checkpoints,
+    audit_events,
+    audit_head,
+    audit_leaves,
+    audit_nodes,
+    audit_queue,
+    cards,
+    erasures,
+)
 
 _LIMIT = bindparam("most", type_=Integer(), literal_execute=True)
 _START = bindparam("start", type_=BigInteger())
@@ -151,6 +160,22 @@ def _between(*, with_cursor: bool) -> Any:
 def _dequeue(engine: Engine) -> Batch:
     given = Given(engine, [audit_queue.c.arrival])
     return Batch(delete(audit_queue).where(audit_queue.c.arrival.in_(select(given.c.arrival))), given)
+
+
+@cache
+def _dequeue_named(engine: Engine) -> Batch:
+    given = Given(engine, [audit_queue.c.tenant_id, audit_queue.c.event_id])
+    wanted = select(given.c.tenant_id, given.c.event_id)
+    named = tuple_(audit_queue.c.tenant_id, audit_queue.c.event_id)
+    return Batch(delete(audit_queue).where(named.in_(wanted)), given)
+
+
+def _named(table: Table) -> Any:
+    tenant, wanted = bindparam("tenant", type_=identifier()), bindparam("wanted", type_=identifier())
+    return select(table.c.token).where(table.c.tenant_id == tenant, table.c.token == wanted)
+
+
+_STORED, _ERASED = _named(cards), _named(erasures)
 
 
 @cache
@@ -304,6 +329,16 @@ def append(
     link.batch_count(_add_nodes(link.engine), [(x.level, x.index, x.value) for x in new_nodes])
     link.batch_count(_dequeue(link.engine), [(number,) for number in numbers])
     return True
+
+
+def dequeue_events(link: Link, events: Sequence[AuditEvent]) -> None:
+    """Take events out of the queue by name."""
+    link.batch_count(_dequeue_named(link.engine), [(each.tenant, each.event_id) for each in events])
+
+
+def is_stored_or_erased(link: Link, tenant: TenantId, token: Token) -> bool:
+    """Whether a card of this token is there, or a tombstone of it."""
+    return any(link.rows(statement, {"tenant": tenant, "wanted": token}) for statement in (_STORED, _ERASED))
 
 
 def add_checkpoint(link: Link, checkpoint: StoredCheckpoint) -> bool:

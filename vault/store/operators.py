@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from vault.domain.audit import AuditEvent
-from vault.domain.ids import EventId, TenantId
+from vault.domain.ids import EventId, TenantId, Token
 from vault.ports_audit import (
     LoggedEvent,
     LogHead,
@@ -24,7 +24,7 @@ from vault.ports_operator import (
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import log, read_wraps, write_wraps
+from vault.store import log, read_wraps, write_grants, write_wraps
 from vault.store.reader import SqlReader
 from vault.store.writer import SqlWriter
 
@@ -118,6 +118,10 @@ class SqlOperatorReader(SqlReader):
         """Events of a time, in order."""
         return log.between(self._link, since, until, after, limit)
 
+    def is_stored_or_erased(self, tenant: TenantId, token: Token) -> bool:
+        """Whether a card of this token is there, or a tombstone of it."""
+        return log.is_stored_or_erased(self._link, tenant, token)
+
     def actors_before(self, moment: datetime) -> frozenset[str]:
         """Everybody who stands in an event before that time."""
         return log.actors_before(self._link, moment)
@@ -171,6 +175,30 @@ class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
     ) -> bool:
         """Add leaves and nodes; False, and nothing done, if the log moved."""
         return log.append(self._link, before, after, leaves, nodes, numbers)
+
+    def put_back_in_log(
+        self,
+        before: LogHead,
+        after: LogHead,
+        *,
+        events: Sequence[AuditEvent],
+        leaves: Sequence[NewLeaf],
+        nodes: Sequence[NewNode],
+    ) -> bool:
+        """Add leaves and nodes, and the events that are not there."""
+        if not log.append(self._link, before, after, leaves, nodes, ()):
+            return False
+        self._put_back_events(events)
+        log.dequeue_events(self._link, events)
+        return True
+
+    def revoke_every_grant(self, *, now: datetime) -> int:
+        """Revoke all open grants."""
+        return self._noted(write_grants.revoke_every(self._link, now))
+
+    def destroy_every_once_key(self) -> int:
+        """Destroy all wrapped keys of one-time tokens."""
+        return self._destroyed(write_grants.destroy_every_once(self._link))
 
     def add_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         """Keep a checkpoint; False if there is one of this size."""

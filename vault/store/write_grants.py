@@ -181,6 +181,20 @@ _EXPIRE = update(once_keys).values(_DESTROYED).where(tuple_(*_ONCE).in_(_overdue
 _FORGET = delete(once_keys).where(tuple_(*_ONCE).in_(_overdue(SPENT)))
 
 
+_REVOKE_EVERY = update(grants).values(state=GrantState.REVOKED.value, closed_at=_NOW).where(grants.c.state == _OPEN)
+_DESTROY_EVERY = update(once_keys).values(_DESTROYED).where(once_keys.c.state == _OPEN)
+
+
+def revoke_every(link: Link, now: datetime) -> int:
+    """Revoke all open grants: of a restored database nobody knows which were used since."""
+    return link.count(_REVOKE_EVERY, {"now": now})
+
+
+def destroy_every_once(link: Link) -> int:
+    """Destroy all wrapped keys of one-time tokens, for the same reason."""
+    return link.count(_DESTROY_EVERY)
+
+
 def insert(link: Link, new: Sequence[Grant]) -> frozenset[bytes]:
     """Grants whose tenant, subject and order have no open one yet."""
     ordered = sorted(new, key=lambda grant: (grant.tenant, grant.subject, grant.order))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vault.domain.audit import AuditEvent
 from vault.domain.card import Expiry
@@ -38,6 +38,40 @@ def _put_setting(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
+@cache
+def _put_back_events(engine: Engine) -> Batch:
+    statement, given = inserting(engine, audit_events)
+    return Batch(statement.on_conflict_do_nothing(index_elements=list(audit_events.primary_key.columns)), given)
+
+
+def _event_rows(events: Sequence[AuditEvent]) -> list[list[Any]]:
+    return [
+        row_of(
+            audit_events,
+            {
+                "tenant_id": event.tenant,
+                "event_id": event.event_id,
+                "occurred_at": event.occurred_at,
+                "event": event.event,
+                "outcome": event.outcome.value,
+                "reason": event.reason,
+                "actor": event.actor,
+                "actor_certificate": event.actor_certificate,
+                "role": event.role,
+                "peer": event.peer,
+                "request_id": event.request_id,
+                "customer_id": event.customer,
+                "target": event.target,
+                "order_id": event.order,
+                "processor": event.processor,
+                "grant_sha256": event.grant_sha256,
+                "details": event.details,
+            },
+        )
+        for event in sorted(events, key=lambda event: (event.tenant, event.grant_sha256 or b"", event.event_id))
+    ]
+
+
 class SqlWriter(SqlReader):
     """Implements `ports.Writer`; the docstrings there are the contract."""
 
@@ -57,33 +91,14 @@ class SqlWriter(SqlReader):
 
     def append_events(self, events: Sequence[AuditEvent]) -> None:
         """Add to the audit log."""
-        values = [
-            row_of(
-                audit_events,
-                {
-                    "tenant_id": event.tenant,
-                    "event_id": event.event_id,
-                    "occurred_at": event.occurred_at,
-                    "event": event.event,
-                    "outcome": event.outcome.value,
-                    "reason": event.reason,
-                    "actor": event.actor,
-                    "actor_certificate": event.actor_certificate,
-                    "role": event.role,
-                    "peer": event.peer,
-                    "request_id": event.request_id,
-                    "customer_id": event.customer,
-                    "target": event.target,
-                    "order_id": event.order,
-                    "processor": event.processor,
-                    "grant_sha256": event.grant_sha256,
-                    "details": event.details,
-                },
-            )
-            for event in sorted(events, key=lambda event: (event.tenant, event.grant_sha256 or b"", event.event_id))
-        ]
+        values = _event_rows(events)
         self._link.batch_count(_append_events(self._link.engine), values)
         self._event_recorded |= bool(values)
+
+    def _put_back_events(self, events: Sequence[AuditEvent]) -> None:
+        """Add those that are not there, as after a restore."""
+        self._link.batch_count(_put_back_events(self._link.engine), _event_rows(events))
+        self._event_recorded |= bool(events)
 
     def claim_idempotency(self, records: Sequence[IdempotencyRecord], *, now: datetime) -> frozenset[IdempotencyId]:
         """Insert those whose key is free (absent, or expired by `now`)."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from vault.domain.audit import AuditEvent, event_by
+from vault.domain.audit import AuditEvent, InclusionProof, event_by
 from vault.domain.caller import Caller
 from vault.domain.card import Expiry, StoredCard
-from vault.domain.errors import CardVaultError, NotAvailable
-from vault.domain.ids import CustomerId, EventId, IdempotencyKey, Token
+from vault.domain.errors import CardVaultError, NotAvailable, StoreUnavailable
+from vault.domain.ids import CustomerId, EventId, IdempotencyKey, TenantId, Token
 from vault.ports import CardRef, Erased, PageCursor, Writer
 from vault.usecases.batch import Attempt, Journal, RollBack, World, run_rounds
 from vault.usecases.idempotency import Request, Settled, digest, settle
@@ -74,6 +75,12 @@ class ErasureReceipt:
     event_id: EventId
     erased_at: datetime
     erased: Erased
+    proof: InclusionProof | None = None
+    """That the event is in the signed log; None until a checkpoint covers it."""
+
+
+ProveEvent = Callable[[EventId, TenantId], InclusionProof | None]
+"""The proof of a tenant's event, once there is one. Raises `StoreUnavailable`."""
 
 
 class ListCards:
@@ -218,14 +225,24 @@ class _Erasing(Attempt[EraseCommand, ErasureReceipt]):
 class Erase:
     """The use case behind DeleteCard and EraseCustomer: withdraws consent; nothing opens afterwards."""
 
-    def __init__(self, *, world: World) -> None:
+    def __init__(self, *, world: World, prove: ProveEvent) -> None:
         self._world = world
+        self._prove = prove
 
     def __call__(self, commands: Sequence[EraseCommand]) -> Sequence[ErasureReceipt | CardVaultError]:
         """One outcome for each command, in their order."""
         attempts = [_Erasing(command, command.caller) for command in commands]
         run_rounds(attempts, self._round)
-        return [attempt.outcome() for attempt in attempts]
+        return [self._proven(attempt) for attempt in attempts]
+
+    def _proven(self, attempt: _Erasing) -> ErasureReceipt | CardVaultError:
+        """Only what was erased earlier can be in the log already. Without its proof a receipt is good all the same."""
+        receipt = attempt.outcome()
+        if isinstance(receipt, CardVaultError) or receipt.event_id == attempt.event_id:
+            return receipt
+        with suppress(StoreUnavailable):
+            return replace(receipt, proof=self._prove(receipt.event_id, attempt.caller.known.tenant))
+        return receipt
 
     def _round(self, attempts: Sequence[_Erasing]) -> None:
         now = self._world.clock.now()

@@ -308,6 +308,7 @@ class ErasureReceipt(_message.Message):
     ERASED_AT_FIELD_NUMBER: _builtins.int
     CARDS_FIELD_NUMBER: _builtins.int
     GRANTS_REVOKED_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """The event in the audit log: `evt_` and letters."""
     cards: _builtins.int
@@ -318,6 +319,12 @@ class ErasureReceipt(_message.Message):
     def erased_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
+    @_builtins.property
+    def proof(self) -> Global___InclusionProof:
+        """Shows that the event stands in the signed audit log. Absent until a checkpoint covers it: repeat
+        the call with the same idempotency key after some seconds.
+        """
+
     def __init__(
         self,
         *,
@@ -325,14 +332,57 @@ class ErasureReceipt(_message.Message):
         erased_at: _timestamp_pb2.Timestamp | None = ...,
         cards: _builtins.int = ...,
         grants_revoked: _builtins.int = ...,
+        proof: Global___InclusionProof | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["erased_at", b"erased_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erased_at", b"erased_at", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cards", b"cards", "erased_at", b"erased_at", "event_id", b"event_id", "grants_revoked", b"grants_revoked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cards", b"cards", "erased_at", b"erased_at", "event_id", b"event_id", "grants_revoked", b"grants_revoked", "proof", b"proof"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ErasureReceipt: _TypeAlias = ErasureReceipt  # noqa: Y015
+
+@_typing.final
+class InclusionProof(_message.Message):
+    """Shows that one event stands in the signed audit log (RFC 6962, 2.1.1). Checked offline with the
+    public key alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAF_FIELD_NUMBER: _builtins.int
+    LEAF_INDEX_FIELD_NUMBER: _builtins.int
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    leaf: _builtins.bytes
+    """The event in canonical form; its hash is the leaf."""
+    leaf_index: _builtins.int
+    """Its place in the log, from 0."""
+    tree_size: _builtins.int
+    """How many events the checkpoint covers."""
+    checkpoint: _builtins.str
+    """The signed checkpoint (C2SP tlog-checkpoint in a signed-note)."""
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Hashes from the leaf to the root, 32 bytes each."""
+
+    def __init__(
+        self,
+        *,
+        leaf: _builtins.bytes = ...,
+        leaf_index: _builtins.int = ...,
+        tree_size: _builtins.int = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+        checkpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "leaf", b"leaf", "leaf_index", b"leaf_index", "path", b"path", "tree_size", b"tree_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InclusionProof: _TypeAlias = InclusionProof  # noqa: Y015
 
 @_typing.final
 class EraseCustomerRequest(_message.Message):

@@ -1,0 +1,192 @@
+"""After a database was restored from a backup: what the copy of the log knows and the database forgot.
+
+The log goes on where it was: events after the backup are put back at their places, so that every checkpoint ever signed
+still fits. In the same transaction cards that were erased since are erased again. Grants and one-time tokens of the
+backup are closed: some of them were used since, and nobody must use them twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from vault.audit import leaf
+from vault.audit.checkpoint import VerifierKey
+from vault.audit.copy import Directory
+from vault.audit.leaf import BadLeaf
+from vault.audit.merkle import Frontier, leaf_hash
+from vault.audit.sequencer import frontier_of, head_of
+from vault.audit.verify import Watch, unwatched, verify_directory
+from vault.domain.audit import AuditEvent, Outcome
+from vault.domain.errors import PreconditionFailed, StoreUnavailable
+from vault.domain.ids import CustomerId, TenantId, Token
+from vault.ports_audit import LogStore, LogWriter, NewLeaf, NewNode
+from vault.usecases.operating import Operator, OperatorWorld
+
+PAGE = 500
+
+ERASED = frozenset({"card.erased", "customer.erased"})
+STORED = "card.tokenized"
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """What was put back."""
+
+    events: int = 0
+    cards_erased: int = 0
+    grants_revoked: int = 0
+    once_keys_destroyed: int = 0
+    lost_cards: list[str] = field(default_factory=list)
+    """Tokens of cards that were stored after the backup and are gone; the shops' customers must be asked again."""
+
+
+class Reconcile:
+    """The use case."""
+
+    def __init__(self, *, world: OperatorWorld, store: LogStore, copy: Directory, keys: Sequence[VerifierKey]) -> None:
+        self._world = world
+        self._store = store
+        self._copy = copy
+        self._keys = keys
+        self._stored: dict[tuple[str, str], str] = {}
+
+    def missing(self) -> int:
+        """How many events the database lacks. Raises `PreconditionFailed` if the copy is not fit to be used."""
+        self._check_copy()
+        with self._store.reading() as tx:
+            return max(0, self._copy.size() - tx.log_head().size)
+
+    def __call__(self, operator: Operator, *, watch: Watch = unwatched) -> Reconciled:
+        """Put back what is missing; safe to run again, also after it was cut off.
+
+        Raises `PreconditionFailed` if the copy is damaged or of another log, `StoreUnavailable`, `Busy`.
+        """
+        self._check_copy()
+        report = Reconciled()
+        with self._store.exclusively("audit-sequencer"):
+            self._close_grants(operator, report)
+            self._check_beginning()
+            total = self._copy.size()
+            for page in self._missing_pages():
+                self._put_back(page, report)
+                watch(report.events, total)
+            report.lost_cards = self._lost()
+            with self._store.writing() as tx:
+                tx.append_events(
+                    [
+                        self._world.event(
+                            operator,
+                            "restore.reconciled",
+                            events=report.events,
+                            cards_erased=report.cards_erased,
+                            grants_revoked=report.grants_revoked,
+                            once_keys_destroyed=report.once_keys_destroyed,
+                            lost_cards=len(report.lost_cards),
+                        )
+                    ]
+                )
+        return report
+
+    def _check_copy(self) -> None:
+        result = verify_directory(self._copy, self._keys)
+        if not result.is_good:
+            raise PreconditionFailed("audit_copy_bad", message=f"the copy is not fit: {result.findings[0].text}")
+        if result.size == 0:
+            raise PreconditionFailed("audit_copy_empty", message=f"{self._copy.path}: holds no log")
+
+    def _check_beginning(self) -> None:
+        """The database's log must be the beginning of the copy, or the other way round."""
+        with self._store.reading() as tx:
+            head = tx.log_head()
+        mine = frontier_of(head)
+        if head.size > self._copy.size():
+            return  # longer than the copy: the gate at start compares the checkpoints
+        theirs = Frontier()
+        theirs.extend(leaf_hash(line) for line in islice(self._copy.leaves(), head.size))
+        if theirs != mine:
+            raise PreconditionFailed(
+                "audit_log_foreign",
+                message="the log in the database is not the beginning of the copy: another database, or an edited one",
+            )
+
+    def _close_grants(self, operator: Operator, report: Reconciled) -> None:
+        with self._store.writing() as tx:
+            report.grants_revoked = tx.revoke_every_grant(now=self._world.clock.now())
+            report.once_keys_destroyed = tx.destroy_every_once_key()
+            if report.grants_revoked or report.once_keys_destroyed:
+                tx.append_events(
+                    [
+                        self._world.event(
+                            operator,
+                            "restore.grants_closed",
+                            grants=report.grants_revoked,
+                            once_keys=report.once_keys_destroyed,
+                        )
+                    ]
+                )
+
+    def _missing_pages(self) -> Iterator[Sequence[AuditEvent]]:
+        with self._store.reading() as tx:
+            start = tx.log_head().size
+        lines = self._copy.leaves(start)
+        while page := list(islice(lines, PAGE)):
+            try:
+                yield [leaf.decode(line) for line in page]
+            except BadLeaf as e:
+                raise PreconditionFailed("audit_copy_bad", message=f"the copy {e}") from None
+
+    def _put_back(self, page: Sequence[AuditEvent], report: Reconciled) -> None:
+        with self._store.writing() as tx:
+            head = tx.log_head()
+            frontier = frontier_of(head)
+            leaves: list[NewLeaf] = []
+            nodes: list[NewNode] = []
+            for each in page:
+                value = leaf_hash(leaf.encode(each))
+                leaves.append(NewLeaf(frontier.size, each.tenant, each.event_id, value))
+                nodes += [NewNode(node.level, node.index, node.value) for node in frontier.append(value)]
+            if not tx.put_back_in_log(head, head_of(frontier), events=page, leaves=leaves, nodes=nodes):
+                raise StoreUnavailable("audit_log_moved")
+            erased = sum(self._erase_again(tx, each) for each in page)
+        report.events += len(page)
+        report.cards_erased += erased
+        for each in page:
+            self._follow(each)
+
+    def _follow(self, event: AuditEvent) -> None:
+        """Which cards came and went after the backup."""
+        if event.outcome is not Outcome.OK:
+            return
+        if event.event == STORED and event.target.startswith(Token.prefix):
+            self._stored[event.tenant, event.target] = event.customer
+        elif event.event in ERASED and event.target:
+            self._stored.pop((event.tenant, event.target), None)
+        elif event.event in ERASED:
+            of_customer = [
+                key for key, owner in self._stored.items() if key[0] == event.tenant and owner == event.customer
+            ]
+            for key in of_customer:
+                del self._stored[key]
+
+    def _erase_again(self, tx: LogWriter, event: AuditEvent) -> int:
+        if event.event not in ERASED or event.outcome is not Outcome.OK or not event.customer:
+            return 0
+        erased = tx.erase_cards(
+            TenantId(event.tenant),
+            CustomerId(event.customer),
+            Token(event.target) if event.target else None,
+            event_id=event.event_id,
+            now=event.occurred_at,
+        )
+        return erased.cards
+
+    def _lost(self) -> list[str]:
+        """Of cards stored after the backup and not erased since, those that are not there."""
+        lost: list[str] = []
+        for tenant, token in self._stored:
+            with self._store.reading() as tx:
+                if not tx.is_stored_or_erased(TenantId(tenant), Token(token)):
+                    lost.append(f"{tenant}/{token}")
+        return lost
