@@ -64,7 +64,13 @@ def test_every_block_of_the_runbook_is_one_that_is_run() -> None:
 @pytest.mark.timeout(400)
 def test_the_runbook_does_what_it_says(openbao_on_disk: OpenBao, sqlite_url: str, tmp_path: Path) -> None:
     with installed(tmp_path / "installation", openbao_on_disk, sqlite_url) as installation:
-        server = installation.serve()
+        files = openbao_on_disk.login_files(LoginName.CHECKPOINTER)
+        server = installation.serve(
+            audit__directory=str(tmp_path / "audit"),
+            audit__checkpoint_seconds=1,
+            vault__checkpointer__role_id_file=str(files.role_id_file),
+            vault__checkpointer__secret_id_file=str(files.secret_id_file),
+        )
         checkout = installation.client("checkout").checkout
         for _ in range(CARDS):
             checkout.Tokenize(store_request(fresh_typed_card(), new_customer()), timeout=TIMEOUT)
@@ -94,7 +100,7 @@ class _Runner:
         }
         self._environ = {
             **os.environ,
-            "CONFIG": str(installation.config(**logins)),
+            "CONFIG": str(installation.config(audit__directory=str(directory / "audit"), **logins)),
             "VAULT": openbao.address.address,
             "VAULT_CA": str(openbao.address.ca_file),
             "ADMIN_TOKEN": str(openbao.files.root_token),
