@@ -121,6 +121,7 @@ def _tell(story: Story, clients: Clients, stack: Stack) -> None:
     _merchant_alone(story, clients, token)
     _rotate(story, clients, stack, token)
     _remove(story, clients, token)
+    _audit(story, stack)
     _search(story, stack)
 
 
@@ -229,18 +230,45 @@ def _merchant_alone(story: Story, clients: Clients, token: str) -> None:
 def _rotate(story: Story, clients: Clients, stack: Stack, token: str) -> None:
     story.step("An operator rotates the key while the shop is open, and nothing is lost")
     for command in (["rotate"], ["rewrap", "--verify", "all"], ["retire", "--settle", "0"]):
-        done = subprocess.run(  # noqa: S603 - our own interpreter and file
-            [sys.executable, "-m", "vault", "keys", *command, "--config", str(stack.config), "--reason", "demo"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = _type("keys", *command, "--config", str(stack.config), "--reason", "demo")
         said = next((line for line in done.stdout.splitlines() if "version" in line), done.stderr.strip())
         story.must(done.returncode == 0, f"cardvault keys {command[0]}: {said}")
     grant = clients.checkout.IssueGrant(_grant_for(token, "order-rotated", 7), timeout=TIMEOUT).grant
     released = clients.processor.Detokenize(_redeem(grant, "order-rotated", 7), timeout=TIMEOUT)
     story.must(released.pan == VISA, "Ada's card opens under the new version, and under it alone")
+
+
+def _type(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own interpreter and file
+        [sys.executable, "-m", "vault", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def _audit(story: Story, stack: Stack) -> None:
+    story.step("An auditor verifies every one of these events with a public key alone, and finds a forgery")
+    config, scratch = str(stack.config), stack.directory / "auditor"
+    scratch.mkdir()
+    (scratch / "keys").write_text(_type("audit", "keys", "--config", config).stdout, encoding="utf-8")
+    signed = _type("audit", "checkpoint", "--config", config, "--out", str(scratch / "checkpoint"))
+    exported = _type("audit", "export", "--config", config, "--out", str(scratch / "log"))
+    story.must(
+        signed.returncode == exported.returncode == 0,
+        f"cardvault audit export: {exported.stdout.split(': ')[-1].strip()}",
+    )
+    offline = (
+        "--export",
+        str(scratch / "log"),
+        "--key",
+        str(scratch / "keys"),
+        "--checkpoint",
+        str(scratch / "checkpoint"),
+    )
+    verified = _type("audit", "verify", *offline)
+    story.must(verified.returncode == 0, f"cardvault audit verify: {verified.stdout.strip().splitlines()[-1]}")
+    segment = scratch / "log" / "segments" / "000000000000.jsonl"
+    segment.write_bytes(segment.read_bytes().replace(b"order-ada", b"order-eve", 1))
+    forged = _type("audit", "verify", *offline)
+    story.must(forged.returncode == 1, f"one order of one event renamed: {forged.stdout.strip().splitlines()[0]}")
 
 
 def _remove(story: Story, clients: Clients, token: str) -> None:
