@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from vault.domain.ids import EventId
+from vault.domain.retention import Deadlines, RowRule
 from vault.ports_operator import (
     CardKey,
+    DuePage,
+    ErasedDue,
     RekeyedCard,
     Selection,
     StoredSecret,
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import read_wraps, write_wraps
+from vault.store import read_wraps, retention, write_grants, write_idempotency, write_wraps
 from vault.store.reader import SqlReader
 from vault.store.writer import SqlWriter
 
@@ -59,6 +63,14 @@ class SqlOperatorReader(SqlReader):
         """Facts whose name begins with `prefix`."""
         return read_wraps.settings_of(self._link, prefix)
 
+    def due_cards(self, at: Deadlines, *, after: CardKey | None, limit: int) -> DuePage:
+        """Look at `limit` cards in order, after a card."""
+        return retention.due_cards(self._link, at, after, limit)
+
+    def count_due_rows(self, at: Deadlines) -> Mapping[RowRule, int]:
+        """How many rows beside cards are due."""
+        return retention.count_due_rows(self._link, at)
+
 
 class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
     """Implements `ports_operator.OperatorWriter`; the docstrings there are the contract."""
@@ -94,3 +106,26 @@ class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
     def delete_setting(self, name: str) -> None:
         """Forget a fact."""
         write_wraps.delete_setting(self._link, name)
+
+    def erase_due_cards(self, events: Mapping[CardKey, EventId], at: Deadlines) -> ErasedDue:
+        """Erase those of these cards that are still due."""
+        erased = retention.erase_due(self._link, events, at)
+        self._destroyed(erased.cards)
+        return erased
+
+    def forget_once_keys(self, at: Deadlines, *, limit: int) -> int:
+        """Remove rows of spent one-time tokens."""
+        return self._noted(write_grants.forget_once(self._link, expired_by=at.once_forgotten_before, limit=limit))
+
+    def close_expired_grants(self, at: Deadlines, *, limit: int) -> int:
+        """Revoke open grants whose time has long passed."""
+        expired_by = at.grants_expired_before
+        return self._noted(write_grants.close_expired(self._link, expired_by=expired_by, now=at.now, limit=limit))
+
+    def forget_grants(self, at: Deadlines, *, limit: int) -> int:
+        """Remove rows of old grants."""
+        return self._noted(write_grants.forget(self._link, expired_by=at.grants_forgotten_before, limit=limit))
+
+    def forget_answers(self, at: Deadlines, *, limit: int) -> int:
+        """Remove idempotency records whose key is free again."""
+        return self._noted(write_idempotency.forget(self._link, now=at.now, limit=limit))
