@@ -47,13 +47,16 @@ def _insert_secrets(engine: Engine) -> Batch:
 
 @cache
 def lock_cards(engine: Engine, *, share: bool) -> Batch:
-    """SELECT … FOR UPDATE or FOR SHARE by token, in the order that every other lock on cards is taken in."""
-    return _locking(engine, read=share)
+    """SELECT … FOR UPDATE or FOR KEY SHARE by token, in the order that every other lock on cards is taken in.
+
+    The shared one keeps a card from being erased or sealed anew, and lets it be used and changed in its display.
+    """
+    return _locking(engine, read=share, key_share=share)
 
 
 @cache
 def lock_cards_for_use(engine: Engine) -> Batch:
-    """The same FOR NO KEY UPDATE, which lets the use be noted: two holders of FOR SHARE could not both do that."""
+    """The same FOR NO KEY UPDATE, after which the use can be noted: two that shared a row would wait in a circle."""
     return _locking(engine, key_share=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -35,10 +36,10 @@ from tests.support.raw import execute, rows, scalar
 from tests.support.world import NOW, OTHER_TENANT, TENANT, SystemEntropy, consent
 from vault.domain.card import CardState, Expiry
 from vault.domain.errors import StoreUnavailable
-from vault.domain.ids import CustomerId, EventId, OrderId, RequestId
+from vault.domain.ids import CustomerId, OrderId, RequestId
 from vault.domain.retention import CardRule, RetentionLimits, RowRule
 from vault.ports import NewCard
-from vault.ports_operator import Busy
+from vault.ports_operator import Busy, OperatorWriter
 from vault.store import SqlStore
 from vault.usecases.operating import Operator, OperatorWorld
 from vault.usecases.retention import Retain
@@ -548,13 +549,35 @@ def test_the_time_is_the_clocks_and_never_the_databases(store: SqlStore) -> None
     assert retain(store, NOW + 395 * DAY)(OPERATOR).cards == 1
 
 
-def test_an_erasure_without_its_events_is_refused(store: SqlStore) -> None:
+LATE = LIMITS.at(NOW + 60 * DAY)
+CHANGES: dict[str, Callable[[OperatorWriter, NewCard], object]] = {
+    "erase_due_cards": lambda tx, new: tx.erase_due_cards({key_of(new): event().event_id}, LATE).cards,
+    "forget_once_keys": lambda tx, _: tx.forget_once_keys(LATE, limit=1),
+    "close_expired_grants": lambda tx, _: tx.close_expired_grants(LATE, limit=1),
+    "forget_grants": lambda tx, _: tx.forget_grants(LATE, limit=1),
+    "forget_answers": lambda tx, _: tx.forget_answers(LATE, limit=1),
+}
+"""What the sweep removes, method by method, of a card that is due."""
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES))
+def test_nothing_is_removed_without_an_event(store: SqlStore, database_url: str, name: str) -> None:
     stored(store, made := ending(NOW + DAY))
+    granted(store, grant_for(made.token))
+    kept(store, once := once_key())
+    with writing(store) as tx:
+        tx.void_once_keys([(once.tenant, once.once_id)])
+        tx.claim_idempotency([record()], now=NOW)
+    before = _rows_of(database_url)
 
     with pytest.raises(AssertionError, match="audit event"), store.writing() as tx:
-        tx.erase_due_cards({key_of(made): EventId.from_random(os.urandom(16))}, LIMITS.at(NOW + DAY))
+        assert CHANGES[name](tx, made)
 
-    assert listed(store) == [made.token]
+    assert _rows_of(database_url) == before
+
+
+def _rows_of(url: str) -> list[list[tuple[object, ...]]]:
+    return [rows(url, f"SELECT * FROM {table}") for table in ("cards", "once_keys", "grants", "idempotency")]
 
 
 def test_a_lost_database_ends_a_run_with_its_reason(sqlite_url: str, tmp_path: Path) -> None:
