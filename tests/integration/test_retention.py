@@ -108,6 +108,10 @@ def test_the_commands_plan_run_and_verify(installation: Installation) -> None:
     assert json.loads(done.stdout)["removed"]["consent_ended"] == 5
     assert "0 cards erased" in again.stdout
     assert well.stdout == "nothing is overdue\n"
+    assert "✓ retention" in installation.command("doctor", "--config", file).stdout
+    long_since = (datetime.now(UTC) - timedelta(days=2)).isoformat()
+    execute(url, f"UPDATE settings SET value = '{long_since}' WHERE name = 'retention.completed'")
+    assert "! retention" in installation.command("doctor", "--config", file).stdout
     actors = rows(url, "SELECT DISTINCT actor, reason FROM audit_events WHERE event = 'card.erased'")
     assert [(str(actor).startswith("operator:"), reason) for actor, reason in actors] == [(True, "consent_ended")]
 

@@ -463,6 +463,14 @@ def retention_verify(config: Config, as_json: Json = False) -> None:
     raise typer.Exit(command.verify(config, as_json=as_json))
 
 
+@app.command("data-map")
+def data_map(as_json: Json = False) -> None:
+    """Every table and column: class, whether it is personal data, how long it may live, and what ends it."""
+    from vault.cli import data_map as command
+
+    raise typer.Exit(command.show(as_json=as_json))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -33,7 +33,8 @@ SOON = timedelta(days=30)
 LOCK = "retention"
 _LOOKED_AT = 2000
 """Cards that one query looks at."""
-_COMPLETED = "retention.completed"
+COMPLETED = "retention.completed"
+"""Setting that says when a run last came to its end."""
 _REMOVED: Mapping[RowRule, str] = {
     RowRule.ONCE_KEYS: "once.forgotten",
     RowRule.OPEN_GRANTS: "grant.closed",
@@ -102,7 +103,7 @@ class Retain:
     def last_completed(self) -> datetime | None:
         """When a run last came to its end, here or in another process."""
         with self._world.store.reading() as tx:
-            text = tx.setting(_COMPLETED)
+            text = tx.setting(COMPLETED)
         return datetime.fromisoformat(text) if text is not None else None
 
     def __call__(
@@ -220,7 +221,7 @@ class Retain:
 
     def _completed(self) -> None:
         with self._world.store.writing() as tx:
-            tx.put_setting(_COMPLETED, self._world.clock.now().isoformat())
+            tx.put_setting(COMPLETED, self._world.clock.now().isoformat())
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
