@@ -42,12 +42,12 @@ def run(config: Path, *, max_rate: float | None, give_up_after: float, dry_run: 
 
         def command() -> int:
             use_case = Retain(world=tools.world, limits=tools.retention)
-            planned = use_case.plan()
+            persist = Patience(terminal, timedelta(seconds=give_up_after))
+            planned = use_case.plan(persist=persist)
             if dry_run:
                 _show(terminal, planned)
                 return EXIT_OK
             operator = operator_now(tools, "retention")
-            persist = Patience(terminal, timedelta(seconds=give_up_after))
             total = sum(planned.now[rule] for rule in CardRule)
             with Watch(terminal, "retention", max_rate=max_rate) as watch:
                 report = use_case(operator, total=total, persist=persist, progress=watch)
