@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -45,6 +46,7 @@ from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.maintenance import ExpireOnceKeys
 from vault.usecases.operating import Operator, OperatorWorld
 from vault.usecases.refusals import RecordRefusals
+from vault.usecases.retention import Retain
 from vault.usecases.tokenize import Tokenize, TokenizeCommand
 
 _log = structlog.get_logger()
@@ -53,6 +55,7 @@ MAX_BATCH = 200
 SWEEP_EVERY = timedelta(seconds=15)
 MAINTAIN_EVERY = timedelta(minutes=10)
 LOG_EVERY = timedelta(seconds=1)
+PAGE_PAUSE = timedelta(milliseconds=50)
 _ENVIRONMENT = "environment"
 
 C = TypeVar("C")
@@ -85,6 +88,8 @@ class App:
         self._store_threads = ThreadPoolExecutor(settings.server.threads, "store")
         self._check_threads = ThreadPoolExecutor(2, "check")
         self._log_thread = ThreadPoolExecutor(1, "log")
+        self._retention_thread = ThreadPoolExecutor(1, "retention")
+        self._stops = threading.Event()
         self._sessions: list[VaultSession] = []
         self._intake = self._open_intake()
         self._release = self._open_release()
@@ -132,6 +137,7 @@ class App:
         self._chores.append(asyncio.get_running_loop().create_task(self._keep_log()))
         if self._served & INTAKE_SERVICES:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
+            self._chores.append(asyncio.get_running_loop().create_task(self._keep_retaining()))
         if self._settings.vault.operator is not None:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_maintaining()))
 
@@ -141,6 +147,7 @@ class App:
 
     async def stop(self) -> None:
         """Drain and end; effects under way are carried out."""
+        self._stops.set()
         for chore in self._chores:
             chore.cancel()
         await self._server.stop(timedelta(seconds=self._settings.server.drain_seconds))
@@ -150,6 +157,8 @@ class App:
 
     def close(self) -> None:
         """Give everything back."""
+        self._stops.set()
+        self._retention_thread.shutdown(wait=True, cancel_futures=True)
         for executor in (self._vault_threads, self._store_threads, self._check_threads, self._log_thread):
             executor.shutdown(wait=False, cancel_futures=True)
         for keys in (self._intake, self._release):
@@ -342,25 +351,45 @@ class App:
                 _log.error("audit.failed", where=where(e))
             await asyncio.sleep(LOG_EVERY.total_seconds())
 
+    async def _keep_retaining(self) -> None:
+        """Erases what may be kept no longer, one server at a time; the others come by and see that it was done."""
+        world = self._operator_world()
+        retain = Retain(world=world, limits=self._settings.retention.limits())
+        every = timedelta(minutes=self._settings.retention.sweep_minutes)
+
+        def sweep() -> None:
+            last = retain.last_completed()
+            # In step with each other rather than one after the other; a time that lies ahead was a wrong clock's.
+            if last is not None and timedelta() <= world.clock.now() - last < every * 0.9:
+                return
+            report = retain(self._as_operator("retention"), progress=self._gently)
+            if report.failures:
+                _log.error("retention.failed", count=len(report.failures), reason=report.failures[0].reason)
+
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._retention_thread, sweep)
+            except CardVaultError as e:
+                # Another server may be at it; and what fails now is tried again.
+                _log.info("retention.postponed", reason=e.reason)
+            except Exception as e:  # noqa: BLE001 - the chore must go on; the next round tries again
+                _log.error("retention.failed", where=where(e))
+            await asyncio.sleep(every.total_seconds())
+
+    def _gently(self, _done: int, _total: int, /) -> None:
+        """Leave the database to callers between two pages, and end where the server does."""
+        if self._stops.wait(PAGE_PAUSE.total_seconds()):
+            raise Exhausted("server_stopping")
+
     async def _keep_maintaining(self) -> None:
         """The daily care of the one-time key, where the file gives this process the operator's login."""
         login = self._settings.vault.operator
         assert login is not None, "asked before"
         session = open_vault(self._settings, login, connections=2)
         self._sessions.append(session)
-        world = OperatorWorld(
-            environment=self._world.environment,
-            store=self._store,
-            clock=self._world.clock,
-            entropy=self._world.entropy,
-        )
-        maintain = MaintainOnceKey(world=world, keys=OperatorTransit(session))
+        maintain = MaintainOnceKey(world=self._operator_world(), keys=OperatorTransit(session))
         while True:
-            operator = Operator(
-                name=f"cardvault:{world.environment}",
-                reason="daily",
-                command_id=RequestId.from_random(world.entropy.bytes(RANDOM_BYTES)),
-            )
+            operator = self._as_operator("daily")
             try:
                 await asyncio.get_running_loop().run_in_executor(self._check_threads, maintain, operator)
             except CardVaultError as e:
@@ -369,6 +398,18 @@ class App:
             except Exception as e:  # noqa: BLE001 - the chore must go on; the next round tries again
                 _log.error("maintain.failed", where=where(e))
             await asyncio.sleep(MAINTAIN_EVERY.total_seconds())
+
+    def _operator_world(self) -> OperatorWorld:
+        world = self._world
+        return OperatorWorld(environment=world.environment, store=self._store, clock=world.clock, entropy=world.entropy)
+
+    def _as_operator(self, reason: str) -> Operator:
+        """Who does what the server does by itself."""
+        return Operator(
+            name=f"cardvault:{self._world.environment}",
+            reason=reason,
+            command_id=RequestId.from_random(self._world.entropy.bytes(RANDOM_BYTES)),
+        )
 
     # --- preflight --------------------------------------------------------------------------------------------------
 

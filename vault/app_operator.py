@@ -30,6 +30,7 @@ class OperatorTools:
     def __init__(self, settings: OperatorSettings) -> None:
         """Touches neither network nor database. Raises `DatabaseRefused`."""
         self._settings = settings
+        self.retention = settings.retention.limits()
         self._open = ExitStack()
         store = self._open.enter_context(closing(open_store(settings)))
         self.log_store: LogStore = store

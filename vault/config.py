@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -13,9 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from vault.domain.caller import Identity, Role
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ProcessorName, TenantId
-
-if TYPE_CHECKING:
-    pass
+from vault.domain.retention import RetentionLimits
 
 ServiceName = Literal["checkout", "account", "processor"]
 SERVICES: tuple[ServiceName, ...] = ("checkout", "account", "processor")
@@ -114,6 +113,39 @@ class AuditSection(Section):
     """Or after so long, if there is anything new."""
 
 
+def _kept_at_most(longest: float, unit: str) -> AfterValidator:
+    def check(value: float) -> float:
+        if value > longest:
+            raise ValueError(f"may be made shorter, not longer: at most {longest:g} {unit} (PCI DSS 3.2.1)")
+        return value
+
+    return AfterValidator(check)
+
+
+class RetentionSection(Section):
+    """How long anything is kept (PCI DSS 3.2.1). Every limit can be made shorter, none longer than its ceiling."""
+
+    after_expiry_days: Annotated[int, _kept_at_most(30, "days")] = Field(default=30, ge=0)
+    """Stored cards, after the end of their expiry month."""
+    unused_days: Annotated[int, _kept_at_most(395, "days")] = Field(default=395, ge=1)
+    """Stored cards, after they were last stored or released."""
+    pending_hours: Annotated[float, _kept_at_most(24, "hours")] = Field(default=24, ge=1)
+    """Cards that wait for their first approval."""
+    closed_grant_days: Annotated[int, _kept_at_most(90, "days")] = Field(default=30, ge=2)
+    """Rows of grants, after their expiry."""
+    sweep_minutes: float = Field(default=60, gt=0, le=1440)
+    """How often a server looks for what is due; servers that share a database take turns."""
+
+    def limits(self) -> RetentionLimits:
+        """As the use case takes them."""
+        return RetentionLimits(
+            after_expiry=timedelta(days=self.after_expiry_days),
+            unused=timedelta(days=self.unused_days),
+            pending=timedelta(hours=self.pending_hours),
+            closed_grants=timedelta(days=self.closed_grant_days),
+        )
+
+
 class IdentitySection(Section):
     """One client certificate's URI and what it may be."""
 
@@ -159,6 +191,7 @@ class CommonSettings(Section):
     database: DatabaseSection
     vault: VaultSection
     audit: AuditSection = AuditSection()
+    retention: RetentionSection = RetentionSection()
 
     def database_url(self) -> str:
         """The URL with the password from its file. Never print it. Raises `OSError`."""

@@ -14,7 +14,8 @@ from typing import Protocol
 from vault.domain.brand import Brand
 from vault.domain.errors import CardVaultError, KeyRefused, Kind
 from vault.domain.grant import SealedKey
-from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
+from vault.domain.ids import ConsentId, CustomerId, EventId, TenantId, Token
+from vault.domain.retention import CardRule, Deadlines, RowRule
 from vault.ports import Fingerprint, KeyName, KeyToUnwrap, Reader, SealedCard, Store, Writer
 
 
@@ -146,6 +147,32 @@ class RekeyedCard:
     fingerprint: Fingerprint
 
 
+@dataclass(frozen=True, slots=True)
+class DueCard:
+    """A card that a retention rule ends."""
+
+    card: CardKey
+    customer: CustomerId
+    rule: CardRule
+
+
+@dataclass(frozen=True, slots=True)
+class DuePage:
+    """One page of the walk over all cards."""
+
+    due: Sequence[DueCard]
+    last: CardKey | None
+    """The last card that was looked at, due or not: the next page begins after it. None: there was none left."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedDue:
+    """What a retention rule ended."""
+
+    cards: Sequence[DueCard]
+    grants_revoked: int
+
+
 class OperatorReader(Reader, Protocol):
     """Queries of operator commands."""
 
@@ -176,6 +203,12 @@ class OperatorReader(Reader, Protocol):
     def settings(self, prefix: str) -> Mapping[str, str]:
         """Facts whose name begins with `prefix`."""
 
+    def due_cards(self, at: Deadlines, *, after: CardKey | None, limit: int) -> DuePage:
+        """Look at `limit` cards in order, after a card: which of them are due, and by which rule."""
+
+    def count_due_rows(self, at: Deadlines) -> Mapping[RowRule, int]:
+        """How many rows beside cards are due."""
+
 
 class OperatorWriter(OperatorReader, Writer, Protocol):
     """Changes of operator commands."""
@@ -203,6 +236,25 @@ class OperatorWriter(OperatorReader, Writer, Protocol):
 
     def delete_setting(self, name: str) -> None:
         """Forget a fact."""
+
+    def erase_due_cards(self, events: Mapping[CardKey, EventId], at: Deadlines) -> ErasedDue:
+        """Erase, as `erase_cards` does, those of these cards that are still due; at most 200.
+
+        Decided by the database with the cards locked: one stored again or used since it was found stays. Each
+        tombstone names its card's event, which the caller appends for every card returned.
+        """
+
+    def forget_once_keys(self, at: Deadlines, *, limit: int) -> int:
+        """Remove rows of spent one-time tokens; returns how many."""
+
+    def close_expired_grants(self, at: Deadlines, *, limit: int) -> int:
+        """Revoke open grants whose time has long passed; returns how many."""
+
+    def forget_grants(self, at: Deadlines, *, limit: int) -> int:
+        """Remove rows of old grants; returns how many."""
+
+    def forget_answers(self, at: Deadlines, *, limit: int) -> int:
+        """Remove idempotency records whose key is free again; returns how many."""
 
 
 class OperatorStore(Store, Protocol):

@@ -360,7 +360,7 @@ def test_doctor_tells_well_from_unfit(site: Installation) -> None:
     expected = 1 if swap_warnings() else 0
     assert (well.returncode, words.returncode) == (expected, expected)
     assert {f["level"] for f in json.loads(well.stdout)} <= {"ok", "warning"}
-    assert {"configuration", "certificates", "database", "vault intake", "vault release", "machine"} == {
+    assert {"configuration", "certificates", "database", "retention", "vault intake", "vault release", "machine"} == {
         f["area"] for f in json.loads(well.stdout)
     }
     assert (unfit.returncode, hopeless.returncode) == (2, 2)

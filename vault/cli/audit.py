@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ from vault.cli.operating import (
     operator_now,
 )
 from vault.domain.audit import AuditEvent
+from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import EventId
 from vault.ports_operator import Busy
 
@@ -235,7 +237,7 @@ def tail(config: Path, *, count: int, follow: bool, reason: str, as_json: bool) 
 
     def command(tools: OperatorTools, _: Terminal) -> int:
         _read_event(tools, "tail", reason)
-        Sequencer(tools.log_store)()
+        _sequence_if_free(tools)
         with tools.log_store.reading() as tx:
             position = max(0, tx.log_head().size - count)
         try:
@@ -257,10 +259,9 @@ def tail(config: Path, *, count: int, follow: bool, reason: str, as_json: bool) 
 
 
 def _sequence_if_free(tools: OperatorTools) -> None:
-    try:
+    """So that the newest events show; an auditor's role may not, and a server does it anyway."""
+    with suppress(Busy, StoreUnavailable):
         Sequencer(tools.log_store)()
-    except Busy:
-        return
 
 
 def _show(index: int, event: AuditEvent | None, *, as_json: bool) -> None:

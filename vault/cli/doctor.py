@@ -18,6 +18,7 @@ from vault.domain.errors import CardVaultError
 
 if TYPE_CHECKING:
     from vault.keyring.session import VaultSession
+    from vault.store import SqlStore
 
 EXIT_WELL, EXIT_WARNINGS, EXIT_UNFIT = 0, 1, 2
 _CERTIFICATE_WARNING = timedelta(days=7)
@@ -114,9 +115,26 @@ def _database(settings: CommonSettings) -> list[Finding]:
                 return [] if known in (None, settings.environment) else [f"belongs to environment '{known}'"]
 
             found += _asked("database", label, f"environment {settings.environment}")
+            found += _retention(store)
         return found
     finally:
         store.close()
+
+
+def _retention(store: SqlStore) -> list[Finding]:
+    from vault.domain.retention import SLACK
+    from vault.usecases.retention import COMPLETED
+
+    try:
+        with store.reading() as tx:
+            text = tx.setting(COMPLETED)
+    except CardVaultError as e:
+        return [Finding("retention", "problem", e.reason)]
+    if text is None:
+        return [Finding("retention", "ok", "no run has come to its end yet; servers do one after their start")]
+    completed = datetime.fromisoformat(text)
+    late = datetime.now(UTC) - completed > SLACK
+    return [Finding("retention", "warning" if late else "ok", f"last run completed {completed:%Y-%m-%d %H:%M} UTC")]
 
 
 def _vault(settings: CommonSettings) -> list[Finding]:

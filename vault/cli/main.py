@@ -30,12 +30,18 @@ audit = typer.Typer(
 )
 restore = typer.Typer(name="restore", help="After the database was restored from a backup.", no_args_is_help=True)
 tenants = typer.Typer(name="tenants", help="Shops that leave.", no_args_is_help=True)
+retention = typer.Typer(
+    name="retention",
+    help="Nothing is kept longer than it may be. Servers remove what is due by themselves; these show and prove it.",
+    no_args_is_help=True,
+)
 app.add_typer(database)
 app.add_typer(tenants)
 app.add_typer(vault)
 app.add_typer(keys)
 app.add_typer(audit)
 app.add_typer(restore)
+app.add_typer(retention)
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the audit log.", metavar="TEXT")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
@@ -589,6 +595,52 @@ def tenants_erase(
             as_json=as_json,
         )
     )
+
+
+@retention.command("plan")
+def retention_plan(config: Config, as_json: Json = False) -> None:
+    """Count by rule what a run would remove now, and within the next 30 days. Changes nothing."""
+    from vault.cli import retention as command
+
+    raise typer.Exit(command.plan(config, as_json=as_json))
+
+
+@retention.command("run")
+def retention_run(
+    config: Config,
+    max_rate: MaxRate = None,
+    give_up_after: GiveUp = 600,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what is due. Run it again to resume. Needs no login to Vault.
+
+    Exit 0: done; 1: failed, or not for every card; 5: another run is at it.
+    """
+    from vault.cli import retention as command
+
+    raise typer.Exit(
+        command.run(config, max_rate=max_rate, give_up_after=give_up_after, dry_run=dry_run, as_json=as_json)
+    )
+
+
+@retention.command("verify")
+def retention_verify(config: Config, as_json: Json = False) -> None:
+    """Count what is overdue by more than a day, and record the result in the audit log.
+
+    Exit 0: nothing is; 1: something is.
+    """
+    from vault.cli import retention as command
+
+    raise typer.Exit(command.verify(config, as_json=as_json))
+
+
+@app.command("data-map")
+def data_map(as_json: Json = False) -> None:
+    """Every table and column: class, whether it is personal data, how long it may live, and what ends it."""
+    from vault.cli import data_map as command
+
+    raise typer.Exit(command.show(as_json=as_json))
 
 
 @app.command()

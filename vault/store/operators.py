@@ -5,31 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from vault.domain.audit import AuditEvent
-from vault.domain.ids import EventId, TenantId, Token
-from vault.ports_audit import (
-    LoggedEvent,
-    LogHead,
-    LogState,
-    NewLeaf,
-    NewNode,
-    QueuedEvent,
-    StoredCheckpoint,
-)
+from vault.domain.ids import EventId
+from vault.domain.retention import Deadlines, RowRule
 from vault.ports_operator import (
     CardKey,
+    DuePage,
+    ErasedDue,
     RekeyedCard,
     Selection,
     StoredSecret,
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import log, read_wraps, write_grants, write_wraps
-from vault.store.reader import SqlReader
-from vault.store.writer import SqlWriter
+from vault.store import read_wraps, retention, write_grants, write_idempotency, write_wraps
+from vault.store.logbook import SqlLogReader, SqlLogWriter
 
 
-class SqlOperatorReader(SqlReader):
+class SqlOperatorReader(SqlLogReader):
     """Implements `ports_operator.OperatorReader`; the docstrings there are the contract."""
 
     __slots__ = ()
@@ -70,64 +62,16 @@ class SqlOperatorReader(SqlReader):
         """Facts whose name begins with `prefix`."""
         return read_wraps.settings_of(self._link, prefix)
 
-    # --- `ports_audit.LogReader` ---
+    def due_cards(self, at: Deadlines, *, after: CardKey | None, limit: int) -> DuePage:
+        """Look at `limit` cards in order, after a card."""
+        return retention.due_cards(self._link, at, after, limit)
 
-    def log_head(self) -> LogHead:
-        """Where the log ends."""
-        return log.head(self._link)
-
-    def log_state(self) -> LogState:
-        """The log in numbers."""
-        return log.state(self._link)
-
-    def queued_events(self, limit: int) -> Sequence[QueuedEvent]:
-        """Events that wait, in the order of their arrival."""
-        return log.queued(self._link, limit)
-
-    def queued_only(self) -> int:
-        """How many wait."""
-        return log.count_queued(self._link)
-
-    def logged_events(self, start: int, limit: int) -> Sequence[LoggedEvent]:
-        """Places of the log in order."""
-        return log.logged(self._link, start, limit)
-
-    def place_of(self, event_id: EventId, tenant: TenantId | None) -> tuple[int, AuditEvent] | None:
-        """Where an event stands in the log."""
-        return log.place_of(self._link, event_id, tenant)
-
-    def log_nodes(self, level: int, start: int, count: int) -> Sequence[bytes]:
-        """Stored hashes of a level."""
-        return log.nodes(self._link, level, start, count)
-
-    def checkpoints(self, *, after: int, limit: int) -> Sequence[StoredCheckpoint]:
-        """Checkpoints in order of size."""
-        return log.checkpoints(self._link, after, limit)
-
-    def newest_checkpoint(self) -> StoredCheckpoint | None:
-        """The one of the greatest size."""
-        return log.newest_checkpoint(self._link)
-
-    def unlogged_events(self, limit: int) -> Sequence[EventId]:
-        """Events that are neither in the log nor in the queue."""
-        return log.unlogged(self._link, limit)
-
-    def events_between(
-        self, since: datetime, until: datetime, *, after: tuple[datetime, str] | None, limit: int
-    ) -> Sequence[AuditEvent]:
-        """Events of a time, in order."""
-        return log.between(self._link, since, until, after, limit)
-
-    def is_stored_or_erased(self, tenant: TenantId, token: Token) -> bool:
-        """Whether a card of this token is there, or a tombstone of it."""
-        return log.is_stored_or_erased(self._link, tenant, token)
-
-    def actors_before(self, moment: datetime) -> frozenset[str]:
-        """Everybody who stands in an event before that time."""
-        return log.actors_before(self._link, moment)
+    def count_due_rows(self, at: Deadlines) -> Mapping[RowRule, int]:
+        """How many rows beside cards are due."""
+        return retention.count_due_rows(self._link, at)
 
 
-class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
+class SqlOperatorWriter(SqlOperatorReader, SqlLogWriter):
     """Implements `ports_operator.OperatorWriter`; the docstrings there are the contract."""
 
     __slots__ = ()
@@ -162,44 +106,25 @@ class SqlOperatorWriter(SqlOperatorReader, SqlWriter):
         """Forget a fact."""
         write_wraps.delete_setting(self._link, name)
 
-    # --- `ports_audit.LogWriter` ---
+    def erase_due_cards(self, events: Mapping[CardKey, EventId], at: Deadlines) -> ErasedDue:
+        """Erase those of these cards that are still due."""
+        erased = retention.erase_due(self._link, events, at)
+        self._destroyed(erased.cards)
+        return erased
 
-    def append_to_log(
-        self,
-        before: LogHead,
-        after: LogHead,
-        *,
-        leaves: Sequence[NewLeaf],
-        nodes: Sequence[NewNode],
-        numbers: Sequence[int],
-    ) -> bool:
-        """Add leaves and nodes; False, and nothing done, if the log moved."""
-        return log.append(self._link, before, after, leaves, nodes, numbers)
+    def forget_once_keys(self, at: Deadlines, *, limit: int) -> int:
+        """Remove rows of spent one-time tokens."""
+        return self._noted(write_grants.forget_once(self._link, expired_by=at.once_forgotten_before, limit=limit))
 
-    def put_back_in_log(
-        self,
-        before: LogHead,
-        after: LogHead,
-        *,
-        events: Sequence[AuditEvent],
-        leaves: Sequence[NewLeaf],
-        nodes: Sequence[NewNode],
-    ) -> bool:
-        """Add leaves and nodes, and the events that are not there."""
-        if not log.append(self._link, before, after, leaves, nodes, ()):
-            return False
-        self._put_back_events(events)
-        log.dequeue_events(self._link, events)
-        return True
+    def close_expired_grants(self, at: Deadlines, *, limit: int) -> int:
+        """Revoke open grants whose time has long passed."""
+        expired_by = at.grants_expired_before
+        return self._noted(write_grants.close_expired(self._link, expired_by=expired_by, now=at.now, limit=limit))
 
-    def revoke_every_grant(self, *, now: datetime) -> int:
-        """Revoke all open grants."""
-        return self._noted(write_grants.revoke_every(self._link, now))
+    def forget_grants(self, at: Deadlines, *, limit: int) -> int:
+        """Remove rows of old grants."""
+        return self._noted(write_grants.forget(self._link, expired_by=at.grants_forgotten_before, limit=limit))
 
-    def destroy_every_once_key(self) -> int:
-        """Destroy all wrapped keys of one-time tokens."""
-        return self._destroyed(write_grants.destroy_every_once(self._link))
-
-    def add_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        """Keep a checkpoint; False if there is one of this size."""
-        return log.add_checkpoint(self._link, checkpoint)
+    def forget_answers(self, at: Deadlines, *, limit: int) -> int:
+        """Remove idempotency records whose key is free again."""
+        return self._noted(write_idempotency.forget(self._link, now=at.now, limit=limit))

@@ -128,6 +128,7 @@ def card_values(card: NewCard) -> dict[str, Any]:
         "default_rank": 0,
         "consent_id": card.consent.consent_id,
         "created_at": card.stored_at,
+        "last_used_at": card.stored_at,
     }
 
 

@@ -86,6 +86,11 @@ cards = Table(
     ),
     Column("consent_id", identifier(), nullable=False, comment="consent under which the card is kept"),
     Column("created_at", UtcTime, nullable=False, comment="when the card was first stored"),
+    Column(
+        "last_used_at",
+        UtcTime,
+        comment="when the card was last stored or released, to the hour; null: when it was first stored",
+    ),
     PrimaryKeyConstraint("tenant_id", "token"),
     ForeignKeyConstraint(["tenant_id", "consent_id"], ["consents.tenant_id", "consents.consent_id"]),
     CheckConstraint("length(last4) = 4", name="last4"),
@@ -182,6 +187,7 @@ grants = Table(
         "OR (token IS NULL AND once_id IS NOT NULL AND subject = once_id)",
         name="subject",
     ),
+    Index("ix_grants_expires_at", "state", "expires_at"),
     comment="Rights to one card number each, for one order",
 )
 one_open_grant = Index(

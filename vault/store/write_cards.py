@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, and_, bindparam, func, select, update
+from sqlalchemy import Column, and_, bindparam, func, or_, select, update
 
 from vault.domain.card import Expiry
 from vault.domain.ids import Token
 from vault.ports import CardRef, KeyName, NewCard
-from vault.store.columns import Engine
+from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
 from vault.store.oldest import refuse_retired
 from vault.store.rows import card_values, consent_values, secret_values
 from vault.store.tables import card_secrets, cards, consents
+
+USE_PRECISION = timedelta(hours=1)
 
 NO_FORMER_WRAP = {"previous_wrapped_key": None, "previous_kek_version": None}
 """For a card that gets another data key: the wrap of the one before would open nothing any more."""
@@ -44,13 +47,40 @@ def _insert_secrets(engine: Engine) -> Batch:
 
 @cache
 def lock_cards(engine: Engine, *, share: bool) -> Batch:
-    """SELECT … FOR UPDATE or FOR SHARE by token, in the order that every other lock on cards is taken in."""
+    """SELECT … FOR UPDATE or FOR KEY SHARE by token, in the order that every other lock on cards is taken in.
+
+    The shared one keeps a card from being erased or sealed anew, and lets it be used and changed in its display.
+    """
+    return _locking(engine, read=share, key_share=share)
+
+
+@cache
+def lock_cards_for_use(engine: Engine) -> Batch:
+    """The same FOR NO KEY UPDATE, after which the use can be noted: two that shared a row would wait in a circle."""
+    return _locking(engine, key_share=True)
+
+
+def _locking(engine: Engine, **how: bool) -> Batch:
     given = Given(engine, [cards.c.tenant_id, cards.c.token])
     statement = (
-        select(cards.c.token)
+        select(cards.c.tenant_id, cards.c.token, cards.c.last_used_at)
         .join(given.rows, and_(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token))
         .order_by(cards.c.tenant_id, cards.c.token)
-        .with_for_update(of=cards, read=share)
+        .with_for_update(of=cards, **how)
+    )
+    return Batch(statement, given)
+
+
+_STALE = or_(cards.c.last_used_at.is_(None), cards.c.last_used_at < bindparam("before", type_=UtcTime()))
+
+
+@cache
+def _note_use(engine: Engine) -> Batch:
+    given = Given(engine, [cards.c.tenant_id, cards.c.token])
+    statement = (
+        update(cards)
+        .values(last_used_at=bindparam("now", type_=UtcTime()))
+        .where(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token, _STALE)
     )
     return Batch(statement, given)
 
@@ -79,7 +109,13 @@ def _reseal_secrets(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
-_RESEALED: tuple[Column[Any], ...] = (cards.c.expiry_year, cards.c.expiry_month, cards.c.state, cards.c.consent_id)
+_RESEALED: tuple[Column[Any], ...] = (
+    cards.c.expiry_year,
+    cards.c.expiry_month,
+    cards.c.state,
+    cards.c.consent_id,
+    cards.c.last_used_at,
+)
 
 
 @cache
@@ -152,11 +188,17 @@ def reseal(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
             card.expiry.month,
             int(card.state),
             card.consent.consent_id,
+            card.stored_at,
         )
         for card in resealed
     ]
     link.batch_count(_reseal_display(link.engine), display)
     return changed
+
+
+def note_use(link: Link, used: Sequence[tuple[str, str]], now: datetime) -> None:
+    """Remember that cards were released, unless that is known to the hour: most releases then write nothing here."""
+    link.batch_count(_note_use(link.engine), sorted(used), now=now, before=now - USE_PRECISION)
 
 
 def add_consents(link: Link, new: Sequence[NewCard]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -49,6 +51,17 @@ def withdrawal_of(consent: ConsentId) -> ConsentId:
     return ConsentId.from_random(hashlib.sha256(b"cardvault.withdrawal.v1" + consent.raw()).digest()[:RANDOM_BYTES])
 
 
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """A card to be erased, its row locked; and the audit event that says who asked for it."""
+
+    tenant: TenantId
+    token: str
+    customer: str
+    consent: str
+    event_id: EventId
+
+
 def erase(
     link: Link, tenant: TenantId, customer: CustomerId, token: Token | None, *, event_id: EventId, now: datetime
 ) -> Erased:
@@ -57,9 +70,14 @@ def erase(
     if token is not None:
         parameters["wanted"] = token
     found = link.rows(_find(one=token is not None), parameters)
-    if not found:
+    return erase_found(link, [Doomed(tenant, row.token, customer, row.consent_id, event_id) for row in found], now)
+
+
+def erase_found(link: Link, doomed: Sequence[Doomed], now: datetime) -> Erased:
+    """Erase cards whose rows this transaction has locked, in their order."""
+    if not doomed:
         return Erased(0, 0)
-    erased = [(tenant, row.token) for row in found]
+    erased = [(card.tenant, card.token) for card in doomed]
     link.batch_count(_delete(link.engine, card_secrets), erased)
     link.batch_count(_delete(link.engine, cards), erased)
     revoked = write_grants.revoke_for_tokens(link, erased, now)
@@ -68,31 +86,31 @@ def erase(
         row_of(
             consents,
             {
-                "tenant_id": tenant,
-                "consent_id": withdrawal_of(ConsentId(row.consent_id)),
+                "tenant_id": card.tenant,
+                "consent_id": withdrawal_of(ConsentId(card.consent)),
                 "kind": WITHDRAWN,
-                "withdraws_consent_id": row.consent_id,
-                "customer_id": customer,
-                "token": row.token,
+                "withdraws_consent_id": card.consent,
+                "customer_id": card.customer,
+                "token": card.token,
                 "recorded_at": now,
-                "event_id": event_id,
+                "event_id": card.event_id,
             },
         )
-        for row in found
+        for card in doomed
     ]
     link.batch_count(_record(link.engine, consents), withdrawals)
     tombstones = [
         row_of(
             erasures,
             {
-                "tenant_id": tenant,
-                "token": row.token,
-                "customer_id": customer,
+                "tenant_id": card.tenant,
+                "token": card.token,
+                "customer_id": card.customer,
                 "erased_at": now,
-                "event_id": event_id,
+                "event_id": card.event_id,
             },
         )
-        for row in found
+        for card in doomed
     ]
     link.batch_count(_record(link.engine, erasures), tombstones)
-    return Erased(cards=len(found), grants_revoked=revoked)
+    return Erased(cards=len(doomed), grants_revoked=revoked)

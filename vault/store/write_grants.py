@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     Column,
     ColumnElement,
+    Table,
     Text,
     and_,
     bindparam,
@@ -37,7 +38,7 @@ from vault.store.link import Batch, Link
 from vault.store.oldest import refuse_retired
 from vault.store.rows import OPEN, SPENT
 from vault.store.tables import card_secrets, cards, consents, grants, once_keys
-from vault.store.write_cards import lock_cards
+from vault.store.write_cards import USE_PRECISION, lock_cards_for_use, note_use
 
 FORGET_AFTER = timedelta(days=1)
 """How long the row of a spent or expired one-time token is kept after its expiry."""
@@ -166,19 +167,25 @@ def _insert_once(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
-def _overdue(state: str) -> Any:
+def _overdue(state: str, table: Table = once_keys) -> Any:
     return (
-        select(*_ONCE)
-        .where(once_keys.c.state == literal_column(f"'{state}'", Text()), once_keys.c.expires_at <= _NOW)
-        .order_by(once_keys.c.expires_at)
+        select(*table.primary_key.columns)
+        .where(table.c.state == literal_column(f"'{state}'", Text()), table.c.expires_at <= _NOW)
+        .order_by(table.c.expires_at)
         .limit(bindparam("most"))
-        # A key that is being claimed right now is left for the next round.
+        # One that is being claimed right now is left for the next round.
         .with_for_update(skip_locked=True)
     )
 
 
 _EXPIRE = update(once_keys).values(_DESTROYED).where(tuple_(*_ONCE).in_(_overdue(OPEN)), once_keys.c.state == _OPEN)
 _FORGET = delete(once_keys).where(tuple_(*_ONCE).in_(_overdue(SPENT)))
+_CLOSE = (
+    update(grants)
+    .values(state=GrantState.REVOKED.value, closed_at=bindparam("closed", type_=UtcTime()))
+    .where(tuple_(*_GRANT).in_(_overdue(OPEN, grants)), grants.c.state == _OPEN)
+)
+_FORGET_GRANTS = tuple(delete(grants).where(tuple_(*_GRANT).in_(_overdue(state, grants))) for state in GrantState)
 
 
 _REVOKE_EVERY = update(grants).values(state=GrantState.REVOKED.value, closed_at=_NOW).where(grants.c.state == _OPEN)
@@ -256,10 +263,13 @@ def claim(link: Link, claims: Sequence[Claim], now: datetime) -> frozenset[bytes
         by_target.setdefault((each.tenant, each.once_id or each.grant_sha256), each)
     ordered = list(by_target.values())
     once = sorted({(each.tenant, each.once_id) for each in ordered if each.once_id is not None})
+    stored = {each.grant_sha256: (each.tenant, each.token) for each in ordered if each.token is not None}
+    noted: set[tuple[str, str]] = set()
     if link.locks_rows:
-        stored = sorted({(each.tenant, each.token) for each in ordered if each.token is not None})
         # Locked before they are looked at: an erasure that was answered before this commits has then been seen.
-        link.batch_rows(lock_cards(link.engine, share=True), stored)
+        locked = link.batch_rows(lock_cards_for_use(link.engine), sorted(set(stored.values())))
+        recent = now - USE_PRECISION
+        noted = {(row.tenant_id, row.token) for row in locked if row.last_used_at and row.last_used_at >= recent}
         link.batch_rows(_lock_grants(link.engine, _GRANT), [(each.tenant, each.grant_sha256) for each in ordered])
         link.batch_rows(_lock_once(link.engine), once)
     rows = [(each.tenant, each.grant_sha256, each.token, each.once_id, each.record_version) for each in ordered]
@@ -267,6 +277,8 @@ def claim(link: Link, claims: Sequence[Claim], now: datetime) -> frozenset[bytes
     spent = [(row.tenant_id, row.once_id) for row in won if row.once_id is not None]
     if len(link.batch_rows(_destroy_once(link.engine), sorted(spent))) != len(spent):
         raise AssertionError("a claimed one-time token had no key to destroy")
+    used = {stored[row.grant_sha256] for row in won if row.grant_sha256 in stored}
+    note_use(link, sorted(used - noted), now)
     return frozenset(row.grant_sha256 for row in won)
 
 
@@ -305,5 +317,23 @@ def void_once(link: Link, ids: Sequence[tuple[TenantId, OnceId]]) -> frozenset[O
 def expire_once(link: Link, *, now: datetime, limit: int) -> tuple[int, int]:
     """Destroy overdue keys and forget old rows; how many of each."""
     destroyed = link.count(_EXPIRE, {"now": now, "most": limit})
-    forgotten = link.count(_FORGET, {"now": now - FORGET_AFTER, "most": limit})
-    return destroyed, forgotten
+    return destroyed, forget_once(link, expired_by=now - FORGET_AFTER, limit=limit)
+
+
+def forget_once(link: Link, *, expired_by: datetime, limit: int) -> int:
+    """Remove rows of spent one-time tokens; how many."""
+    return link.count(_FORGET, {"now": expired_by, "most": limit})
+
+
+def close_expired(link: Link, *, expired_by: datetime, now: datetime, limit: int) -> int:
+    """Close grants that nobody used or revoked; how many."""
+    return link.count(_CLOSE, {"now": expired_by, "closed": now, "most": limit})
+
+
+def forget(link: Link, *, expired_by: datetime, limit: int) -> int:
+    """Remove rows of grants whatever their state; how many."""
+    forgotten = 0
+    for statement in _FORGET_GRANTS:
+        if forgotten < limit:
+            forgotten += link.count(statement, {"now": expired_by, "most": limit - forgotten})
+    return forgotten

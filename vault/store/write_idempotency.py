@@ -60,6 +60,17 @@ def _empty(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
+_OVERDUE = (
+    select_(*_KEY)
+    .where(idempotency.c.expires_at <= bindparam("now", type_=UtcTime()))
+    .order_by(idempotency.c.expires_at)
+    .limit(bindparam("most"))
+    # One that is being claimed anew right now is left alone.
+    .with_for_update(skip_locked=True)
+)
+_FORGET = delete(idempotency).where(tuple_(*_KEY).in_(_OVERDUE))
+
+
 def _sort_key(wanted: IdempotencyId) -> tuple[str, str, str]:
     return (wanted.tenant, wanted.method, wanted.key)
 
@@ -105,3 +116,8 @@ def release(link: Link, ids: Sequence[IdempotencyId]) -> int:
 def empty_for_cards(link: Link, cards: Sequence[tuple[TenantId, str]]) -> None:
     """Forget digest and answer of every request that speaks of these cards."""
     link.batch_count(_empty(link.engine), cards)
+
+
+def forget(link: Link, *, now: datetime, limit: int) -> int:
+    """Remove rows whose key is free again; how many."""
+    return link.count(_FORGET, {"now": now, "most": limit})

@@ -165,7 +165,9 @@ def _left_in_files(directory: Path, secret: bytes) -> list[str]:
 
 
 def _secrets_of(new: NewCard) -> list[bytes]:
-    return [new.sealed.ciphertext, new.sealed.key.wrapped.encode(), new.fingerprint.value]
+    # The last: columns of the display row that stand side by side, up to the last four digits.
+    shown = f"{new.token}{new.customer}{new.last4}".encode()
+    return [new.sealed.ciphertext, new.sealed.key.wrapped.encode(), new.fingerprint.value, shown]
 
 
 def test_the_bytes_of_an_erased_card_are_in_no_file_of_sqlite(sqlite_url: str, tmp_path: Path) -> None:
@@ -183,6 +185,38 @@ def test_the_bytes_of_an_erased_card_are_in_no_file_of_sqlite(sqlite_url: str, t
 
     left = [secret for each in [*goes, *cards[:20]] for secret in _secrets_of(each) if _left_in_files(tmp_path, secret)]
     store.close()
+    assert left == []
+
+
+def test_the_bytes_of_a_whole_customer_are_in_no_file_of_sqlite(sqlite_url: str, tmp_path: Path) -> None:
+    store = SqlStore(sqlite_url)
+    mine, theirs = [card() for _ in range(40)], [card(customer=SOMEONE_ELSE) for _ in range(10)]
+    stored(store, *mine, *theirs)
+    secrets = [secret for each in mine for secret in _secrets_of(each)]
+    assert all(_left_in_files(tmp_path, secret) for secret in secrets), "the search finds what is there"
+
+    assert erased(store, None).cards == 40
+
+    left = [secret for secret in secrets if _left_in_files(tmp_path, secret)]
+    store.close()
+    assert left == []
+
+
+def test_after_a_long_reader_ended_tidying_clears_the_log(sqlite_url: str, tmp_path: Path) -> None:
+    store, elsewhere = SqlStore(sqlite_url), SqlStore(sqlite_url)
+    new, other = card(), card()
+    stored(store, new, other)
+    with elsewhere.reading() as reader:
+        reader.cards([ref(other)])
+        erased(store, new.token)
+        store.tidy()
+        assert _left_in_files(tmp_path, new.sealed.ciphertext), "the reader's snapshot still needs it"
+
+    store.tidy()
+
+    left = [secret for secret in _secrets_of(new) if _left_in_files(tmp_path, secret)]
+    store.close()
+    elsewhere.close()
     assert left == []
 
 

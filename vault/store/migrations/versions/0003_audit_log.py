@@ -113,7 +113,10 @@ def _create_tables() -> None:
 
 
 def _queue_every_event(*, is_sqlite: bool) -> None:
-    """By a trigger, so that no way of adding an event passes the queue by."""
+    """By a trigger, so that no way of adding an event passes the queue by.
+
+    It works with its owner's rights: who may add an event need not be allowed to touch the queue.
+    """
     if is_sqlite:
         op.execute(
             "CREATE TRIGGER audit_events_queued AFTER INSERT ON audit_events BEGIN "
@@ -121,7 +124,8 @@ def _queue_every_event(*, is_sqlite: bool) -> None:
         )
         return
     op.execute(
-        "CREATE FUNCTION audit_events_queued() RETURNS trigger LANGUAGE plpgsql AS "
+        "CREATE FUNCTION audit_events_queued() RETURNS trigger LANGUAGE plpgsql "
+        "SECURITY DEFINER SET search_path FROM CURRENT AS "
         "$$ BEGIN INSERT INTO audit_queue (tenant_id, event_id) SELECT tenant_id, event_id FROM added; "
         "RETURN NULL; END $$"
     )
