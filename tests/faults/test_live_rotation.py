@@ -42,7 +42,7 @@ from tests.support.requests import (
     redeem_request,
     store_request,
 )
-from vault.cli.keys import check_certificate
+from vault.cli.certificate import check_certificate
 from vault.domain.binding import one_time_binding
 from vault.domain.caller import Caller, Identity, Role
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, StoreUnavailable, Unavailable
