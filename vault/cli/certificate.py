@@ -30,9 +30,7 @@ def certificate(config: Path, *, out: Path) -> int:
                 return EXIT_USAGE
             terminal.say(f"{out}: signed; check it with `cardvault keys check-certificate`")
             if made.waiting:
-                terminal.trouble(
-                    _unfinished(made.waiting, f"version {made.version}: run `cardvault keys rewrap` first")
-                )
+                terminal.trouble(_unfinished(made.waiting, f"version {made.version}; run `cardvault keys rewrap`"))
                 return EXIT_DUE
             return EXIT_OK
 

@@ -193,8 +193,9 @@ def retire(config: Path, *, key: str, reason: str, settle: float, dry_run: bool,
 
             done = RetireKey(world=tools.world, keys=keys)(name, operator_now(tools, reason), settle=wait)
             terminal.result(asdict(done))
-            terminal.say(f"{name}: versions below {done.version} are retired; reversible until trimmed")
-            if name is KeyName.CARDS and done.version > 1:
+            until = "and destroyed" if done.trimmed else "reversible until trimmed"
+            terminal.say(f"{name}: versions below {done.version} are retired; {until}")
+            if name is KeyName.CARDS and done.version > 1 and not done.trimmed:
                 terminal.say(
                     "next: within 35 days, once no database backup older than the rewrap is needed, "
                     "`cardvault keys trim`"
@@ -353,7 +354,8 @@ def verify(
             )
             everything = tenant is None and since is None and until is None
             if everything and not report.failures and len(report.by_version) == 1:
-                _say_next(terminal, tools, *report.by_version, "`cardvault keys retire`")
+                (version,) = report.by_version
+                _say_next(terminal, tools, version, "`cardvault keys retire`")
             return _with_failures(terminal, report.failures)
 
         return ending(terminal, command, stopped=BEGINS_ANEW)

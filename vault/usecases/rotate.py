@@ -176,6 +176,7 @@ class Retired:
     name: KeyName
     version: int
     trimmed: bool
+    """This run destroyed older versions; for `RetireKey`: they were destroyed before."""
 
 
 class RetireKey:
@@ -197,7 +198,7 @@ class RetireKey:
             refuse_if_restored(self._world, name, versions)
             self._refuse_if_needed(name, versions.latest)
             if self._is_done(name, versions):
-                return Retired(name, versions.latest, trimmed=False)
+                return Retired(name, versions.latest, trimmed=oldest_available(versions) >= versions.latest)
             if name is KeyName.CARDS:
                 self._take_canary_along(versions.latest, operator)
             before = (max(versions.min_decryption, 1), versions.min_encryption)
@@ -228,10 +229,8 @@ class RetireKey:
         """Whether a run before came to its end, and nothing was lowered since, in Vault or in the database."""
         with self._world.store.reading() as tx:
             recorded = (tx.setting(_RETIRED + name), tx.setting(OLDEST + name))
-        latest = versions.latest
-        return (
-            recorded == (str(latest), str(latest)) and min(versions.min_decryption, versions.min_encryption) >= latest
-        )
+        lowest = min(versions.min_decryption, versions.min_encryption)
+        return recorded == (str(versions.latest), str(versions.latest)) and lowest >= versions.latest
 
     def _take_canary_along(self, version: int, operator: Operator) -> None:
         """Processes that unwrap prove themselves with it; under a retired version they would never be ready again."""
