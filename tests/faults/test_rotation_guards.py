@@ -11,13 +11,14 @@ from tests.faults.bench import SHOPS, Tools, new_place
 from tests.support.raw import execute, rows
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
 from vault.domain.grant import SealedKey
+from vault.domain.ids import TenantId
 from vault.embedded.openbao import OpenBao
 from vault.ports import KeyName, KeyToUnwrap
 from vault.ports_operator import CardKey, KeyVersions, OperatorKeys
 from vault.usecases.key_status import KeyStatus, Level
 from vault.usecases.rewrap import Proof, Rewrap, RewrapReport
 from vault.usecases.rotate import RecoverWraps, RetireKey, RotateKey, TrimKey
-from vault.usecases.sample import CARDS_EACH, PLACES
+from vault.usecases.sample import CARDS_EACH, MOST_PLACES, PLACES
 
 CARDS = KeyName.CARDS
 LAST_LETTER = "v"
@@ -221,8 +222,8 @@ def _stored(tools: Tools) -> list[_Stored]:
         return [_Stored(wrap.card, wrap.key.wrapped) for wrap in tx.wraps_below(100, after=None, limit=1000)]
 
 
-def _ready_to_trim(tools: Tools, cards: int) -> list[CardKey]:
-    tools.store_cards(cards)
+def _ready_to_trim(tools: Tools, cards: int, *, shops: Sequence[TenantId] = SHOPS) -> list[CardKey]:
+    tools.store_cards(cards, shops=shops)
     rotate(tools)
     rewrap(tools)
     retire(tools)
@@ -265,6 +266,16 @@ def test_the_cards_opened_before_a_trim_are_few_and_from_everywhere(tools: Tools
     places = {walk.index(card) * 8 // len(walk) for card in release.asked}
     assert places == set(range(8))
     assert tools.operator.versions(CARDS).min_available == 2
+
+
+def test_of_many_shops_with_a_card_each_as_many_are_looked_at_as_there_are_places(tools: Tools) -> None:
+    shops = [TenantId(f"shop-{number}") for number in range(MOST_PLACES + 30)]
+    _ready_to_trim(tools, len(shops), shops=shops)
+    release = Counting(tools)
+
+    _trim(tools, release)
+
+    assert len({card.tenant for card in release.asked}) == len(release.asked) == MOST_PLACES
 
 
 def test_trim_of_a_vault_without_cards_has_nothing_to_open(tools: Tools) -> None:
