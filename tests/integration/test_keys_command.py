@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -334,18 +335,28 @@ def test_ctrl_c_ends_a_walk_with_one_line_and_the_same_command_goes_on(terminal:
 @pytest.mark.parametrize("command", ["rewrap", "verify"])
 def test_ctrl_c_also_ends_a_walk_that_waits_for_vault(terminal: Terminal, command: str) -> None:
     terminal.type("rotate", "--reason", "planned")
-    terminal.openbao.root().client.sys.seal()
-    running = terminal.start(command, "--reason", "planned", "--json")
-    assert running.stderr is not None
-    first = running.stderr.readline()
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
-    terminal.openbao.unseal()
+    arguments = (command, "--reason", "planned", "--json")
+    if command == "rewrap":
+        # In the middle it is a thread that waits, while another one hears Ctrl-C.
+        running = terminal.start(*arguments, "--max-rate", "1")
+        eventually(lambda: 2 in terminal.wraps())
+        os.kill(terminal.openbao.pid, signal.SIGSTOP)
+    else:
+        os.kill(terminal.openbao.pid, signal.SIGSTOP)
+        running = terminal.start(*arguments)
+    try:
+        assert running.stderr is not None
+        first = running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    finally:
+        os.kill(terminal.openbao.pid, signal.SIGCONT)
+        running.kill()
     terminal.printed += [out, first, err]
 
-    assert "paused: vault_" in first
+    assert "paused: vault_timeout" in first, (running.returncode, err)
     assert running.returncode == INTERRUPTED, err
     facts = json.loads(out)
     assert facts["error"] == "interrupted"
     assert facts["message"].startswith("stopped: nothing is lost, and the same command goes ")
-    assert terminal.type(command, "--reason", "planned").code == OK
+    assert terminal.type(*arguments).code == OK
