@@ -87,17 +87,17 @@ class Tools:
             command_id=RequestId.from_random(SystemEntropy().bytes(RANDOM_BYTES)),
         )
 
-    def store_cards(self, count: int) -> Mapping[CardKey, Pan]:
-        """Store fresh cards of two shops; returns their numbers."""
+    def store_cards(self, count: int, *, shops: Sequence[TenantId] = SHOPS) -> Mapping[CardKey, Pan]:
+        """Store fresh cards of two shops, or of these; returns their numbers."""
         cards = [fresh_card() for _ in range(count)]
-        return dict(zip(self.store_again(cards), (card.pan for card in cards), strict=True))
+        return dict(zip(self.store_again(cards, shops=shops), (card.pan for card in cards), strict=True))
 
-    def store_again(self, cards: Sequence[CardDetails]) -> Sequence[CardKey]:
+    def store_again(self, cards: Sequence[CardDetails], *, shops: Sequence[TenantId] = SHOPS) -> Sequence[CardKey]:
         """Store these, each for the customer of its place in the sequence; returns their names."""
         world = World(environment=ENVIRONMENT, store=self.store, clock=SystemClock(), entropy=SystemEntropy())
         commands = []
         for number, card in enumerate(cards):
-            tenant = SHOPS[number % len(SHOPS)]
+            tenant = shops[number % len(shops)]
             identity = Identity(f"spiffe://test.localhost/{tenant}", Role.CHECKOUT, (tenant,), None)
             request_id = RequestId.from_random(world.entropy.bytes(RANDOM_BYTES))
             commands.append(

@@ -42,7 +42,7 @@ from tests.support.requests import (
     redeem_request,
     store_request,
 )
-from vault.cli.keys import check_certificate
+from vault.cli.certificate import check_certificate
 from vault.domain.binding import one_time_binding
 from vault.domain.caller import Caller, Identity, Role
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, StoreUnavailable, Unavailable
@@ -57,7 +57,7 @@ from vault.ports_operator import KeyVersions, OperatorKeys, OperatorReader, Oper
 from vault.system import SystemEntropy
 from vault.usecases.batch import World
 from vault.usecases.certificate import IssueCertificate
-from vault.usecases.maintain import MaintainOnceKey
+from vault.usecases.maintain import Due, MaintainOnceKey
 from vault.usecases.operating import PAGE, OperatorWorld
 from vault.usecases.rekey import RekeyCards, RekeyReport
 from vault.usecases.rewrap import Proof, Rewrap, RewrapReport
@@ -562,6 +562,8 @@ def run_and_stop_midway(place: Place, command: str, done: Path) -> None:
                 # Vault is asked ahead of the database: the first page must be in there.
                 eventually(lambda: wraps(tools).get(1, 0) <= POOL - PAGE or command != "rewrap")
                 os.kill(os.getpid(), signal.SIGSTOP)
+                # The process is stopped as soon as its main thread takes the signal; until then this one waits here.
+                time.sleep(0.5)
 
         try:
             if command == "rewrap":
@@ -699,6 +701,9 @@ class Stolen:
 class OnceBench:
     """One-time tokens, and care for their key, on a clock set by hand."""
 
+    due: Due
+    """What the last run was planned to do."""
+
     def __init__(self, tools: Tools, url: str) -> None:
         self.tools, self.url, self.clock = tools, url, Wound()
         self._world = World(environment=ENVIRONMENT, store=tools.store, clock=self.clock, entropy=SystemEntropy())
@@ -707,8 +712,29 @@ class OnceBench:
         )
 
     def maintain(self) -> tuple[int, bool, int]:
+        """Each time the plan is looked at first: it says what is then done, and changes nothing itself."""
+        before = self._everything()
+        self.due = self._maintain.plan()
+        assert self._everything() == before
         done = self._maintain(self.tools.operator_now())
+        assert (self.due.would_make, self.due.would_trim_below) == (
+            done.version if done.rotated else 0,
+            done.trimmed_below,
+        )
         return done.version, done.rotated, done.trimmed_below
+
+    def minutes_to_trim(self) -> int | None:
+        """Whole minutes until the plan would destroy something; None if it does not tell."""
+        then = self.due.next_trim
+        return (then - self.clock.now()) // timedelta(minutes=1) if then is not None else None
+
+    def _everything(self) -> tuple[object, ...]:
+        versions = self.tools.operator.versions(KeyName.ONCE)
+        return (
+            versions,
+            rows(self.url, "SELECT name, value FROM settings ORDER BY name"),
+            rows(self.url, "SELECT count(*) FROM audit_events"),
+        )
 
     def issue(self) -> Stolen:
         identity = Identity(f"spiffe://test.localhost/{SHOPS[0]}", Role.CHECKOUT, (SHOPS[0],), None)
@@ -755,6 +781,8 @@ def test_the_one_time_key_is_rotated_after_a_day_and_old_versions_go_once_nobody
     assert once.maintain() == (1, False, 0)
     once.clock.ahead = timedelta(hours=23)
     assert once.maintain() == (1, False, 0)
+    assert timedelta(minutes=58) < once.due.next_rotation - once.clock.now() < timedelta(minutes=61)
+    assert once.minutes_to_trim() is None
 
     once.clock.ahead = timedelta(days=1, seconds=1)
     old = once.issue()
@@ -762,6 +790,7 @@ def test_the_one_time_key_is_rotated_after_a_day_and_old_versions_go_once_nobody
     assert once.maintain() == (2, False, 0)
     once.clock.ahead += timedelta(minutes=14)
     assert once.maintain() == (2, False, 0)
+    assert once.minutes_to_trim() == 5
     # Still alive, and still opens.
     assert isinstance(once.unwrap(old), bytes)
     once.clock.ahead += timedelta(minutes=7)
@@ -785,6 +814,7 @@ def test_a_version_is_kept_as_long_as_one_living_token_needs_it(once: OnceBench)
     once.clock.ahead += timedelta(minutes=14)
 
     assert once.maintain() == (2, False, 0)
+    assert (once.due.waits_for, once.minutes_to_trim()) == (1, None)
     assert isinstance(once.unwrap(old), bytes)
     once.clock.ahead += timedelta(minutes=2)
     assert once.maintain() == (2, False, 2)
@@ -859,7 +889,8 @@ def certificate(own_openbao: OpenBao, sqlite_url: str) -> Iterator[tuple[Tools, 
     with place.open() as tools, contextlib.closing(VaultSession(address=own_openbao.address, login=login)) as session:
         signer = CheckpointerTransit(session)
         (key,) = signer.public_keys().values()
-        yield tools, IssueCertificate(world=tools.world, keys=tools.operator, signer=signer), key
+        issue = IssueCertificate(world=tools.world, keys=tools.operator, signer=signer)
+        yield tools, lambda: issue().text, key
 
 
 def test_a_certificate_tells_what_the_database_holds_and_shows_any_changed_byte(

@@ -11,6 +11,7 @@ from tests.fixtures_db import (
     sqlite_url,
     store,
 )
+from tests.support.terminal import terminal
 
 __all__ = [
     "database_url",
@@ -22,4 +23,5 @@ __all__ = [
     "sqlite_template",
     "sqlite_url",
     "store",
+    "terminal",
 ]

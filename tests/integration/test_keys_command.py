@@ -3,131 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.fixtures_db import sqlite_url_of
-from tests.support.cards import TypedCard, fresh_typed_card
-from tests.support.installation import Client, Installation, installed
+from tests.support.installation import eventually
 from tests.support.raw import execute, rows, scalar
-from tests.support.requests import TIMEOUT, grant_request, new_customer, new_order, redeem_request, store_request
-from vault.embedded.openbao import OpenBao
+from tests.support.terminal import DUE, FAILED, INTERRUPTED, OK, REFUSED, USAGE, Terminal, Typed
 from vault.keyring.setup import LoginName
-
-OK, FAILED, USAGE, DUE, OVERDUE, REFUSED = range(6)
-ALL_LOGINS = tuple(LoginName)
-
-
-@dataclass(frozen=True)
-class Typed:
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def facts(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass
-class Terminal:
-    """Where commands are typed; remembers all that they printed."""
-
-    installation: Installation
-    openbao: OpenBao
-    configs: dict[tuple[LoginName, ...], Path]
-    cards: dict[str, tuple[str, TypedCard]]
-    printed: list[str]
-    checkout: Client
-    processor: Client
-
-    @property
-    def url(self) -> str:
-        return self.installation.database_url
-
-    def config(self, logins: tuple[LoginName, ...] = ALL_LOGINS) -> Path:
-        """The configuration of a host that has these logins."""
-        if logins not in self.configs:
-            changes: dict[str, Any] = {f"vault__{name}": None for name in LoginName if name not in logins}
-            for name in logins:
-                files = self.openbao.login_files(name)
-                changes[f"vault__{name}__role_id_file"] = str(files.role_id_file)
-                changes[f"vault__{name}__secret_id_file"] = str(files.secret_id_file)
-            self.configs[logins] = self.installation.config(**changes)
-        return self.configs[logins]
-
-    def type(self, *arguments: str, logins: tuple[LoginName, ...] = ALL_LOGINS) -> Typed:
-        """`cardvault keys …`."""
-        words = ("keys", arguments[0], "--config", str(self.config(logins)), *arguments[1:])
-        return self._noted(self.installation.command(*words))
-
-    def type_bare(self, *arguments: str) -> Typed:
-        """Without a configuration."""
-        return self._noted(self.installation.command("keys", *arguments))
-
-    def _noted(self, done: subprocess.CompletedProcess[str]) -> Typed:
-        self.printed += [done.stdout, done.stderr]
-        assert "Traceback" not in done.stderr, done.stderr
-        return Typed(done.returncode, done.stdout, done.stderr)
-
-    def store(self, count: int) -> None:
-        """Through the server."""
-        for _ in range(count):
-            card, customer = fresh_typed_card(), new_customer()
-            answer = self.checkout.checkout.Tokenize(store_request(card, customer), timeout=TIMEOUT)
-            self.cards[answer.card.token] = (customer, card)
-
-    def redeem_all(self) -> None:
-        """Every card opens to its own number, through the server."""
-        for token, (customer, card) in self.cards.items():
-            order = new_order()
-            request = grant_request(order=order, customer=customer, token=token)
-            grant = self.checkout.checkout.IssueGrant(request, timeout=TIMEOUT).grant
-            released = self.processor.processor.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)
-            assert released.pan == card.pan
-
-    def wraps(self) -> dict[int, int]:
-        return dict(rows(self.url, "SELECT kek_version, count(*) FROM card_secrets GROUP BY kek_version"))
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, sqlite_template: Path) -> Iterator[Terminal]:
-    """A server on SQLite with cards in it; its OpenBao is its own, as keys are retired and destroyed."""
-    shutil.copy(sqlite_template, tmp_path / "vault.db")
-    openbao = OpenBao(tmp_path / "openbao", storage="inmem", keep_root_token=True, log_raw=True)
-    openbao.start()
-    try:
-        with installed(tmp_path / "shop", openbao, sqlite_url_of(tmp_path / "vault.db")) as installation:
-            installation.serve()
-            clients = installation.client("checkout"), installation.client("processor")
-            found = Terminal(installation, openbao, {}, {}, [], *clients)
-            found.store(5)
-            yield found
-            _nothing_secret(found)
-    finally:
-        openbao.stop()
-
-
-def _nothing_secret(terminal: Terminal) -> None:
-    """No card number, no name, no secret of a login, no token of Vault, no wrapped key in anything printed."""
-    printed = "\n".join(terminal.printed)
-    secrets = [text for _, card in terminal.cards.values() for text in (card.pan, card.holder_name)]
-    for name in LoginName:
-        files = terminal.openbao.login_files(name)
-        secrets += [files.role_id_file.read_text().strip(), files.secret_id_file.read_text().strip()]
-    secrets.append(terminal.openbao.files.root_token.read_text().strip())
-    assert [number for number, secret in enumerate(secrets) if secret in printed] == []
-    assert re.search(r"vault:v\d+:|\bhvs\.|\bs\.[A-Za-z0-9]{20}", printed) is None
 
 
 def test_a_planned_rotation_typed_from_status_to_trim(terminal: Terminal, tmp_path: Path) -> None:
@@ -278,3 +166,197 @@ def test_a_run_whose_vault_is_gone_for_a_moment_waits_for_it_and_json_stays_json
     assert json.loads(facts)["rewrapped"] == 5
     if facts != out:
         pytest.xfail("notices of the retry library stand on stdout before the JSON")
+
+
+def test_retired_versions_are_usable_again_after_unretire(terminal: Terminal) -> None:
+    terminal.move_to_version_2()
+    terminal.type("retire", "--reason", "planned", "--settle", "0")
+    assert terminal.oldest_usable() == 2
+
+    would = terminal.type("unretire", "--reason", "too early", "--dry-run", "--json")
+    still = terminal.oldest_usable()
+    done = terminal.type("unretire", "--reason", "too early")
+
+    assert (would.code, would.facts, still) == (OK, {"key": "cardvault-cards", "version": 1}, 2)
+    assert (done.code, done.out) == (OK, "cardvault-cards: versions from 1 on are usable\n")
+    assert terminal.oldest_usable() == 1
+    assert rows(terminal.url, "SELECT value FROM settings WHERE name = 'oldest.cardvault-cards'") == []
+
+
+def test_recover_leads_forward_again_when_the_newer_vault_is_back(terminal: Terminal) -> None:
+    terminal.move_to_version_2()
+    terminal.type("retire", "--reason", "planned", "--settle", "0")
+    # As an earlier `recover` left them, while Vault had been restored from before the rotation.
+    execute(
+        terminal.url,
+        "UPDATE card_secrets SET wrapped_key = previous_wrapped_key, kek_version = previous_kek_version, "
+        "previous_wrapped_key = wrapped_key, previous_kek_version = kek_version",
+    )
+    lost = terminal.type("status")
+
+    done = terminal.type("recover", "--reason", "newer snapshot found", "--json")
+
+    assert lost.code == FAILED
+    assert "5 rows need a version that is retired" in lost.out
+    assert (done.code, done.facts) == (OK, {"restored": 5, "without_former_wrap": 0, "latest": 2})
+    assert terminal.wraps() == {2: 5}
+    terminal.redeem_all()
+
+
+def test_trim_destroys_nothing_where_nobody_can_be_asked_and_nobody_said_yes(terminal: Terminal) -> None:
+    terminal.move_to_version_2()
+    terminal.type("retire", "--reason", "planned", "--settle", "0")
+
+    refused = terminal.type("trim", "--reason", "planned", "--snapshot-confirmed")
+
+    assert refused.code == REFUSED
+    assert "give --yes" in refused.err
+    assert "destroys every version of cardvault-cards below 2" in refused.err
+    assert terminal.key()["min_available"] == 0
+    assert scalar(terminal.url, "SELECT count(*) FROM card_secrets WHERE previous_wrapped_key IS NOT NULL") == 5
+
+
+def test_a_dry_run_says_what_the_command_would_do_and_changes_nothing(terminal: Terminal) -> None:
+    terminal.type("rotate", "--reason", "planned")
+    before = terminal.everything()
+
+    recent = terminal.type("rotate", "--reason", "planned", "--dry-run")
+    recent_json = terminal.type("rotate", "--reason", "planned", "--dry-run", "--json")
+    again = terminal.type("rotate", "--reason", "planned", "--dry-run", "--again")
+    maintain = terminal.type("maintain", "--dry-run")
+    maintain_json = terminal.type("maintain", "--dry-run", "--json")
+
+    assert terminal.everything() == before
+    assert "was made 0 minutes ago; would do nothing (--again for another one)" in recent.out
+    assert recent_json.facts == {"key": "cardvault-cards", "would_make": None, "answer": "recent"}
+    assert again.out == "would make version 3 of cardvault-cards\n"
+    assert re.fullmatch(
+        r"cardvault-once: version 1, would do nothing; next rotation from \d{4}-\d\d-\d\d \d\d:\d\d UTC on\n",
+        maintain.out,
+    )
+    assert {name: maintain_json.facts[name] for name in ("version", "would_make", "would_trim_below", "next_trim")} == {
+        "version": 1,
+        "would_make": 0,
+        "would_trim_below": 0,
+        "next_trim": None,
+    }
+    codes = [done.code for done in (recent, recent_json, again, maintain, maintain_json)]
+    assert codes == [OK] * 5
+
+
+def test_people_are_told_the_next_command_and_machines_get_dates_of_iso_8601(terminal: Terminal) -> None:
+    operator_only, release_only = (LoginName.OPERATOR,), (LoginName.RELEASE,)
+    reason = ("--reason", "planned")
+
+    before = terminal.type("verify")
+    rotated = terminal.type("rotate", *reason)
+    too_early = terminal.type("verify", logins=release_only)
+    rewrapped = terminal.type("rewrap", *reason, logins=operator_only)
+    verified = terminal.type("verify", logins=release_only)
+    machine = terminal.type("verify", "--json")
+    part = terminal.type("verify", "--tenant", "shop")
+    retired = terminal.type("retire", *reason, "--settle", "0")
+    after = terminal.type("verify")
+    trimmed = terminal.type("trim", *reason, "--snapshot-confirmed", "--yes")
+
+    def following(typed: Typed) -> list[str]:
+        return [line.removeprefix("next: ") for line in typed.out.splitlines() if line.startswith("next: ")]
+
+    assert following(rotated) == ["take a Vault snapshot, then `cardvault keys rewrap`"]
+    assert following(rewrapped) == ["`cardvault keys verify`"]
+    assert following(verified) == ["`cardvault keys retire`"]
+    assert following(retired) == [
+        "within 35 days, once no database backup older than the rewrap is needed, `cardvault keys trim`"
+    ]
+    assert following(trimmed) == ["`cardvault keys certificate`"]
+    assert [following(other) for other in (before, too_early, part, after)] == [[]] * 4
+    assert "next" not in machine.out
+    made = terminal.key()["made_at"]
+    recent = terminal.type("rotate", *reason, "--json")
+    for moment in (made, recent.facts["created"]):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00", moment)
+
+
+def test_retire_does_not_wait_again_once_it_came_to_its_end(terminal: Terminal) -> None:
+    terminal.move_to_version_2()
+
+    first = terminal.type("retire", "--reason", "planned", "--settle", "0.1")
+    events = scalar(terminal.url, "SELECT count(*) FROM audit_events")
+    second = terminal.type("retire", "--reason", "planned", "--settle", "3600")
+
+    assert (first.code, second.code) == (OK, OK)
+    assert "waiting 0.1 s" in first.out
+    assert "waiting" not in second.out
+    assert "versions below 2 are retired" in second.out
+    assert scalar(terminal.url, "SELECT count(*) FROM audit_events") == events
+
+
+def test_a_certificate_of_an_unfinished_rewrap_says_so(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "certificate.json"
+    terminal.type("rotate", "--reason", "planned")
+
+    unfinished = terminal.type("certificate", "--out", str(file))
+    checked = terminal.type_bare("check-certificate", str(file))
+    terminal.type("rewrap", "--reason", "planned")
+    finished = terminal.type("certificate", "--out", str(file))
+    again = terminal.type_bare("check-certificate", str(file))
+
+    warning = "warning: the rewrap is unfinished: 5 cards are under versions older than version 2"
+    assert (unfinished.code, finished.code) == (DUE, OK)
+    assert unfinished.err == f"{warning}; run `cardvault keys rewrap`\n"
+    assert finished.err == ""
+    assert (checked.code, again.code) == (OK, OK)
+    assert warning in checked.err
+    assert "warning" not in again.err
+    statements = [json.loads(done.out) for done in (checked, again)]
+    fields = [(facts["rewrap_finished"], facts["cards_under_older_versions"]) for facts in statements]
+    assert fields == [(False, 5), (True, 0)]
+
+
+@pytest.mark.parametrize("command", ["rewrap", "rekey"])
+def test_ctrl_c_ends_a_walk_with_one_line_and_the_same_command_goes_on(terminal: Terminal, command: str) -> None:
+    terminal.type("rotate", "--reason", "planned")
+    # A card a second: there is time to stop it.
+    running = terminal.start(command, "--reason", "planned", "--max-rate", "1")
+    eventually(lambda: 2 in terminal.wraps())
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=20)
+    terminal.printed += [out, err]
+
+    assert running.returncode == INTERRUPTED, err
+    assert err == "stopped: nothing is lost, and the same command goes on from here\n"
+    assert command == "rekey" or terminal.wraps()[1] > 0
+    again = terminal.type(command, "--reason", "planned", "--json")
+    assert (again.code, again.facts["failures"]) == (OK, [])
+    assert terminal.wraps() == {2: 5}
+    terminal.redeem_all()
+
+
+@pytest.mark.parametrize("command", ["rewrap", "verify"])
+def test_ctrl_c_also_ends_a_walk_that_waits_for_vault(terminal: Terminal, command: str) -> None:
+    terminal.type("rotate", "--reason", "planned")
+    arguments = (command, "--reason", "planned", "--json")
+    if command == "rewrap":
+        # In the middle it is a thread that waits, while another one hears Ctrl-C.
+        running = terminal.start(*arguments, "--max-rate", "1")
+        eventually(lambda: 2 in terminal.wraps())
+        os.kill(terminal.openbao.pid, signal.SIGSTOP)
+    else:
+        os.kill(terminal.openbao.pid, signal.SIGSTOP)
+        running = terminal.start(*arguments)
+    try:
+        assert running.stderr is not None
+        first = running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    finally:
+        os.kill(terminal.openbao.pid, signal.SIGCONT)
+        running.kill()
+    terminal.printed += [out, first, err]
+
+    assert "paused: vault_timeout" in first, (running.returncode, err)
+    assert running.returncode == INTERRUPTED, err
+    facts = json.loads(out)
+    assert facts["error"] == "interrupted"
+    assert facts["message"].startswith("stopped: nothing is lost, and the same command goes ")
+    assert terminal.type(*arguments).code == OK

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import typer
-from rich.table import Table
 
-from vault.app_operator import MissingLogin
+from vault.app_operator import MissingLogin, OperatorTools
 from vault.cli.operating import (
-    EXIT_DUE,
     EXIT_FAILED,
     EXIT_OK,
-    EXIT_OVERDUE,
     EXIT_REFUSED,
-    EXIT_USAGE,
     Patience,
     Terminal,
     Watch,
@@ -29,18 +23,20 @@ from vault.cli.operating import (
     operating,
     operator_now,
 )
+from vault.domain.errors import CardVaultError
 from vault.domain.ids import TenantId
 from vault.ports import KeyName
 from vault.ports_operator import Selection
-from vault.usecases.certificate import FORMAT, IssueCertificate
-from vault.usecases.key_status import KeyStatus, Level, StatusReport
-from vault.usecases.maintain import MaintainOnceKey
+from vault.usecases.maintain import Due, MaintainOnceKey
 from vault.usecases.operating import PAGE, Failure
 from vault.usecases.rekey import RekeyCards
 from vault.usecases.rewrap import MAX_BATCH, Proof, Rewrap
 from vault.usecases.rotate import (
+    OLDEST,
+    ROTATION,
     RecoverWraps,
     RetireKey,
+    Rotated,
     RotateKey,
     TrimKey,
     UnretireKey,
@@ -50,17 +46,10 @@ from vault.usecases.rotate import (
 )
 from vault.usecases.verify import VerifyCards
 
-TABLE_COLUMNS = 140
 SHOWN_FAILURES = 20
+BEGINS_ANEW = "stopped: nothing is lost, and the same command goes over all cards from the beginning"
 
 SHORT_NAMES = {name.removeprefix("cardvault-"): name for name in KeyName}
-
-_EXIT_OF_LEVEL = {
-    Level.OK: EXIT_OK,
-    Level.DUE: EXIT_DUE,
-    Level.OVERDUE: EXIT_OVERDUE,
-    Level.FAILED: EXIT_FAILED,
-}
 
 
 def key_named(text: str) -> KeyName:
@@ -71,80 +60,6 @@ def key_named(text: str) -> KeyName:
         raise typer.BadParameter(f"must be one of {', '.join(SHORT_NAMES)}") from None
 
 
-def status(config: Path, *, as_json: bool) -> int:
-    """Show every key."""
-    terminal = Terminal(as_json)
-    with operating(config) as tools:
-
-        def command() -> int:
-            report = KeyStatus(
-                world=tools.world, keys=tools.operator_keys(), intake=tools.intake(), release=tools.release()
-            )()
-            terminal.result(_status_facts(report))
-            if not as_json:
-                _show_status(terminal, report)
-                terminal.say(f"former wraps kept: {sum(report.former_wraps.values())}")
-                needs = ": needs [vault.intake] and [vault.release] in the file"
-                terminal.say(
-                    f"canary wrap and unwrap: {report.canary}{needs if report.canary == 'not checked' else ''}"
-                )
-            return _EXIT_OF_LEVEL[report.level]
-
-        return ending(terminal, command)
-
-
-def _status_facts(report: StatusReport) -> dict[str, Any]:
-    return {
-        "level": report.level,
-        "canary": report.canary,
-        "former_wraps": report.former_wraps,
-        "keys": [
-            {
-                "name": str(key.name),
-                "level": key.level,
-                "latest": key.versions.latest,
-                "min_decryption": key.versions.min_decryption,
-                "min_encryption": key.versions.min_encryption,
-                "min_available": key.versions.min_available,
-                "made_at": key.made_at,
-                "due_at": key.due_at,
-                "rows_by_version": key.rows,
-                "notes": key.notes,
-            }
-            for key in report.keys
-        ],
-    }
-
-
-def _show_status(terminal: Terminal, report: StatusReport) -> None:
-    """A table where it fits; elsewhere, as in a mail or a log, lines."""
-    if terminal.out.is_terminal and terminal.out.width >= TABLE_COLUMNS:
-        terminal.out.print(_status_table(report))
-        return
-    for key in report.keys:
-        rows = ", ".join(f"v{version}: {count}" for version, count in sorted(key.rows.items()))
-        terminal.say(
-            f"{key.name}  v{key.versions.latest}  usable from v{max(key.versions.min_decryption, 1)}  "
-            f"made {_day(key.made_at)}  rotate by {_day(key.due_at)}  {key.level}"
-        )
-        for line in (*((f"rows by version: {rows}",) if rows else ()), *key.notes):
-            terminal.say(f"    {line}")
-
-
-def _status_table(report: StatusReport) -> Table:
-    table = Table("key", "version", "usable from", "made", "rotate by", "rows by version", "state")
-    for key in report.keys:
-        rows = ", ".join(f"v{version}: {count}" for version, count in sorted(key.rows.items()))
-        state = "; ".join((str(key.level), *key.notes))
-        usable = f"v{max(key.versions.min_decryption, 1)}"
-        table.add_row(key.name, f"v{key.versions.latest}", usable, _day(key.made_at), _day(key.due_at), rows, state)
-    return table
-
-
-def _day(moment: datetime | None) -> str:
-    return f"{moment:%Y-%m-%d}" if moment is not None else "unknown"
-
-
 def rotate(config: Path, *, key: str, reason: str, again: bool, dry_run: bool, as_json: bool) -> int:
     """Make one new version."""
     terminal, name = Terminal(as_json), key_named(key)
@@ -152,18 +67,22 @@ def rotate(config: Path, *, key: str, reason: str, again: bool, dry_run: bool, a
 
         def command() -> int:
             keys = tools.operator_keys()
+            use_case = RotateKey(world=tools.world, keys=keys)
             if dry_run:
-                latest = keys.versions(name).latest
-                terminal.say(f"would make version {latest + 1} of {name}")
-                terminal.result({"key": name, "would_make": latest + 1})
+                plan = use_case.plan(name, again=again)
+                would_make = plan.after if plan.answer != "recent" else None
+                terminal.result({"key": name, "would_make": would_make, "answer": plan.answer})
+                if plan.answer == "recent":
+                    terminal.say(_too_recent(tools.world.clock.now(), plan, "would do nothing"))
+                elif plan.answer == "resumed":
+                    terminal.say(f"would finish the rotation to version {plan.after} of {name} that was cut off")
+                else:
+                    terminal.say(f"would make version {plan.after} of {name}")
                 return EXIT_OK
-            done = RotateKey(world=tools.world, keys=keys)(name, operator_now(tools, reason), again=again)
+            done = use_case(name, operator_now(tools, reason), again=again)
             terminal.result(asdict(done))
             if done.answer == "recent":
-                terminal.say(
-                    f"{name}: version {done.after} was made {_ago(tools.world.clock.now(), done.created)}; "
-                    "nothing to do (--again for another one)"
-                )
+                terminal.say(_too_recent(tools.world.clock.now(), done, "nothing to do"))
                 return EXIT_OK
             terminal.say(f"{name}: version {done.before} -> {done.after}")
             if done.answer not in ("ok", "resumed"):
@@ -173,6 +92,10 @@ def rotate(config: Path, *, key: str, reason: str, again: bool, dry_run: bool, a
             return EXIT_OK
 
         return ending(terminal, command)
+
+
+def _too_recent(now: datetime, found: Rotated, then: str) -> str:
+    return f"{found.name}: version {found.after} was made {_ago(now, found.created)}; {then} (--again for another one)"
 
 
 def _ago(now: datetime, then: datetime | None) -> str:
@@ -219,9 +142,26 @@ def rewrap(
                 f"{report.rewrapped} cards rewrapped to version {report.version}, {report.proven} proven by opening; "
                 f"{report.superseded} changed meanwhile"
             )
+            if not report.failures:
+                _say_next(terminal, tools, report.version, "`cardvault keys verify`")
             return _with_failures(terminal, report.failures)
 
         return ending(terminal, command)
+
+
+def _say_next(terminal: Terminal, tools: OperatorTools, version: int, step: str) -> None:
+    """The next step of a rotation of the cards' key, for people, while there is one: until older versions are retired.
+
+    Said without Vault: `verify` may have no login that could ask.
+    """
+    prefix = f"{ROTATION}{KeyName.CARDS}."
+    if terminal.as_json:
+        return
+    with suppress(CardVaultError), tools.world.store.reading() as tx:
+        newest = max((int(name.removeprefix(prefix)) for name in tx.settings(prefix)), default=1)
+        oldest = int(tx.setting(OLDEST + KeyName.CARDS) or 1)
+        if oldest < version == newest:
+            terminal.say(f"next: {step}")
 
 
 def _with_failures(terminal: Terminal, failures: list[Failure]) -> int:
@@ -253,7 +193,13 @@ def retire(config: Path, *, key: str, reason: str, settle: float, dry_run: bool,
 
             done = RetireKey(world=tools.world, keys=keys)(name, operator_now(tools, reason), settle=wait)
             terminal.result(asdict(done))
-            terminal.say(f"{name}: versions below {done.version} are retired; reversible until trimmed")
+            until = "and destroyed" if done.trimmed else "reversible until trimmed"
+            terminal.say(f"{name}: versions below {done.version} are retired; {until}")
+            if name is KeyName.CARDS and done.version > 1 and not done.trimmed:
+                terminal.say(
+                    "next: within 35 days, once no database backup older than the rewrap is needed, "
+                    "`cardvault keys trim`"
+                )
             return EXIT_OK
 
         return ending(terminal, command)
@@ -308,6 +254,8 @@ def trim(
             terminal.result(asdict(done))
             said = f"versions below {done.version} are destroyed" if done.trimmed else "nothing to trim"
             terminal.say(f"{name}: {said}")
+            if done.trimmed and name is KeyName.CARDS:
+                terminal.say("next: `cardvault keys certificate`")
             return EXIT_OK
 
         return ending(terminal, command)
@@ -362,6 +310,8 @@ def rekey(
             )
             if report.total == 0:
                 terminal.say("nothing was due: cards are due after `cardvault keys rotate`")
+            elif not report.failures:
+                _say_next(terminal, tools, report.version, "`cardvault keys verify`")
             return _with_failures(terminal, report.failures)
 
         return ending(terminal, command)
@@ -402,18 +352,28 @@ def verify(
                 f"{report.opened} of {report.total} cards open ({by_version or 'none'}); "
                 f"{report.fingerprints_checked} fingerprints checked; {report.gone} changed meanwhile"
             )
+            everything = tenant is None and since is None and until is None
+            if everything and not report.failures and len(report.by_version) == 1:
+                (version,) = report.by_version
+                _say_next(terminal, tools, version, "`cardvault keys retire`")
             return _with_failures(terminal, report.failures)
 
-        return ending(terminal, command)
+        return ending(terminal, command, stopped=BEGINS_ANEW)
 
 
-def maintain(config: Path, *, reason: str, as_json: bool) -> int:
+def maintain(config: Path, *, reason: str, dry_run: bool, as_json: bool) -> int:
     """Care for the one-time key."""
     terminal = Terminal(as_json)
     with operating(config) as tools:
 
         def command() -> int:
-            done = MaintainOnceKey(world=tools.world, keys=tools.operator_keys())(operator_now(tools, reason))
+            use_case = MaintainOnceKey(world=tools.world, keys=tools.operator_keys())
+            if dry_run:
+                due = use_case.plan()
+                terminal.result(asdict(due))
+                terminal.say(f"cardvault-once: version {due.version}, {_in_words(due)}")
+                return EXIT_OK
+            done = use_case(operator_now(tools, reason))
             terminal.result(asdict(done))
             terminal.say(
                 f"cardvault-once: version {done.version}, {'rotated' if done.rotated else 'not due'}; "
@@ -422,6 +382,22 @@ def maintain(config: Path, *, reason: str, as_json: bool) -> int:
             return EXIT_OK
 
         return ending(terminal, command)
+
+
+def _in_words(due: Due) -> str:
+    if due.would_make:
+        return f"would make version {due.would_make}"
+    rotates = f"next rotation from {_minute(due.next_rotation)} on"
+    if due.would_trim_below:
+        return f"would retire and destroy versions below {due.would_trim_below}; {rotates}"
+    if due.next_trim is not None:
+        return f"would do nothing; older versions are destroyed from {_minute(due.next_trim)} on; {rotates}"
+    waits = f"; {due.waits_for} one-time tokens still need older versions" if due.waits_for else ""
+    return f"would do nothing{waits}; {rotates}"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def recover(config: Path, *, reason: str, dry_run: bool, as_json: bool) -> int:
@@ -452,50 +428,3 @@ def recover(config: Path, *, reason: str, dry_run: bool, as_json: bool) -> int:
             return EXIT_OK
 
         return ending(terminal, command)
-
-
-def certificate(config: Path, *, out: Path) -> int:
-    """Write the signed report on the newest rotation."""
-    terminal = Terminal(as_json=False)
-    with operating(config) as tools:
-
-        def command() -> int:
-            signer = tools.signer()
-            if signer is None:
-                raise MissingLogin("checkpointer")
-            text = IssueCertificate(world=tools.world, keys=tools.operator_keys(), signer=signer)()
-            try:
-                out.write_text(text + "\n", encoding="utf-8")
-            except OSError as e:
-                terminal.trouble(f"cannot write {out}: {e.strerror}")
-                return EXIT_USAGE
-            terminal.say(f"{out}: signed; check it with `cardvault keys check-certificate`")
-            return EXIT_OK
-
-        return ending(terminal, command)
-
-
-def check_certificate(file: Path, *, public_key: str | None) -> int:
-    """Check a certificate offline."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        statement, signature = document["statement"].encode(), base64.b64decode(document["signature"])
-        key = base64.b64decode(public_key or document["public_key"])
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, statement)
-        facts = json.loads(statement)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        typer.echo(f"{file}: cannot be read as a certificate", err=True)
-        return EXIT_USAGE
-    except InvalidSignature:
-        typer.echo(f"{file}: the signature does not match: it was altered, or signed by another key", err=True)
-        return EXIT_FAILED
-    if facts.get("format") != FORMAT:
-        typer.echo(f"{file}: unknown format", err=True)
-        return EXIT_USAGE
-    if public_key is None:
-        typer.echo("checked against the key inside the file; give --public-key to check who signed it", err=True)
-    typer.echo(json.dumps(facts, indent=2))
-    return EXIT_OK

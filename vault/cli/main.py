@@ -160,7 +160,7 @@ def keys_status(config: Config, as_json: Json = False) -> None:
 
     Exit 0: well; 3: something is due within 14 days or waits; 4: overdue; 1: something does not work.
     """
-    from vault.cli import keys as command
+    from vault.cli import key_status as command
 
     raise typer.Exit(command.status(config, as_json=as_json))
 
@@ -336,11 +336,11 @@ def keys_verify(
 
 
 @keys.command("maintain")
-def keys_maintain(config: Config, reason: Reason = "daily", as_json: Json = False) -> None:
+def keys_maintain(config: Config, reason: Reason = "daily", dry_run: DryRun = False, as_json: Json = False) -> None:
     """Rotate the one-time key once a day and destroy versions that no living one-time token needs. For a timer."""
     from vault.cli import keys as command
 
-    raise typer.Exit(command.maintain(config, reason=reason, as_json=as_json))
+    raise typer.Exit(command.maintain(config, reason=reason, dry_run=dry_run, as_json=as_json))
 
 
 @keys.command("recover")
@@ -358,8 +358,11 @@ def keys_recover(config: Config, reason: Reason, dry_run: DryRun = False, as_jso
 def keys_certificate(
     config: Config, out: Annotated[Path, typer.Option("--out", help="Where to write it.", metavar="FILE")]
 ) -> None:
-    """Write a signed report on the newest rotation: counts before and after, digests, failures, who, when, why."""
-    from vault.cli import keys as command
+    """Write a signed report on the newest rotation: counts before and after, digests, failures, who, when, why.
+
+    Exit 3, with a warning, while cards are still under older versions: the rewrap is unfinished; the report says so.
+    """
+    from vault.cli import certificate as command
 
     raise typer.Exit(command.certificate(config, out=out))
 
@@ -370,7 +373,7 @@ def keys_check_certificate(
     public_key: Annotated[str | None, typer.Option("--public-key", help="Base64, as Vault shows it.")] = None,
 ) -> None:
     """Check a certificate offline. Exit 0: the signature matches; 1: it does not."""
-    from vault.cli import keys as command
+    from vault.cli import certificate as command
 
     raise typer.Exit(command.check_certificate(file, public_key=public_key))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import getpass
 import json
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +39,8 @@ EXIT_DUE = 3
 EXIT_OVERDUE = 4
 EXIT_REFUSED = 5
 """A condition does not hold; nothing was done."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C: 128 and the number of the signal."""
 
 MAX_REASON_CHARACTERS = 200
 
@@ -72,7 +76,11 @@ class Terminal:
     def result(self, facts: Mapping[str, Any]) -> None:
         """For machines."""
         if self.as_json:
-            sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
+            sys.stdout.write(json.dumps(facts, indent=2, default=_as_json) + "\n")
+
+
+def _as_json(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 @contextmanager
@@ -112,10 +120,28 @@ def _refuse_foreign_database(tools: OperatorTools) -> None:
         raise typer.Exit(EXIT_REFUSED)
 
 
-def ending(terminal: Terminal, command: Callable[[], int]) -> int:
-    """Run a command; errors become words and exit codes."""
+CARRIES_ON = "stopped: nothing is lost, and the same command goes on from here"
+
+_interrupted = threading.Event()
+"""Set by Ctrl-C, so that a worker thread that waits for Vault gives up as well."""
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def ending(terminal: Terminal, command: Callable[[], int], *, stopped: str = CARRIES_ON) -> int:
+    """Run a command; errors and Ctrl-C become words and exit codes."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell does for what runs in the background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return command()
+    except KeyboardInterrupt:
+        terminal.trouble(stopped)
+        terminal.result({"error": "interrupted", "message": stopped})
+        return EXIT_INTERRUPTED
     except MissingLogin as e:
         terminal.trouble(e.message)
         terminal.result({"error": e.reason, "message": e.message})
@@ -125,6 +151,8 @@ def ending(terminal: Terminal, command: Callable[[], int]) -> int:
         terminal.trouble(text)
         terminal.result({"error": e.reason, "message": text})
         return EXIT_REFUSED if e.kind in (Kind.PRECONDITION, Kind.CONTENTION) else EXIT_FAILED
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _WORDS = {
@@ -195,7 +223,7 @@ class Patience:
 
 
 def _may_pass(error: Exception) -> bool:
-    return isinstance(error, Unavailable) and error.reason not in _HOPELESS
+    return isinstance(error, Unavailable) and error.reason not in _HOPELESS and not _interrupted.is_set()
 
 
 class _Rate(ProgressColumn):

@@ -36,6 +36,9 @@ _HEALTH = "grpc.health.v1.Health"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
+MAX_CONNECTION_AGE = timedelta(minutes=10)
+"""A client certificate is checked at the handshake only, so connections must end from time to time."""
+
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -44,8 +47,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 256),
     ("grpc.server_handshake_timeout_ms", 8_000),
-    # A client certificate is checked at the handshake only, so connections must end from time to time.
-    ("grpc.max_connection_age_ms", 10 * 60_000),
     ("grpc.max_connection_age_grace_ms", 35_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -114,8 +115,15 @@ class Server:
         checks: Sequence[Check],
         executor: Executor,
         check_every: timedelta = timedelta(seconds=5),
+        connection_age: timedelta = MAX_CONNECTION_AGE,
     ) -> None:
-        """`servicers` by service name as in the configuration. Raises `PolicyGap` where the contract has a gap."""
+        """`servicers` by service name as in the configuration. Raises `PolicyGap` where the contract has a gap.
+
+        Raises `ValueError` where connections should live longer than `MAX_CONNECTION_AGE`.
+        """
+        if connection_age > MAX_CONNECTION_AGE:
+            raise ValueError("a connection must end in time")
+        age = connection_age // timedelta(milliseconds=1)
         rules = read_rules([SERVICES[name] for name in servicers])
         self._door = door
         self._servicers = servicers
@@ -126,7 +134,9 @@ class Server:
         self._states: dict[str, bool] = {}
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self._server = grpc.aio.server(options=_OPTIONS, compression=grpc.Compression.NoCompression)
+        self._server = grpc.aio.server(
+            options=(*_OPTIONS, ("grpc.max_connection_age_ms", age)), compression=grpc.Compression.NoCompression
+        )
         handlers = [_handlers_of(SERVICES[name], servicer, rules, door) for name, servicer in servicers.items()]
         self._server.add_generic_rpc_handlers((*handlers, self._health_handlers()))
         self._port = self._server.add_secure_port(address, tls.credentials())

@@ -9,15 +9,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from vault.ports import KeyName
 from vault.ports_operator import CardKey, OperatorKeys, Selection, Signer
 from vault.usecases.operating import PAGE, OperatorWorld
 from vault.usecases.rewrap import BEFORE, RUN
-from vault.usecases.rotate import ROTATION, rows_by_version
+from vault.usecases.rotate import ROTATION, older_than, rows_by_version
 
 FORMAT = "cardvault key rotation certificate v1"
+WAITING = "cards_under_older_versions"
+"""Field of the statement: not 0 while the rewrap to the newest version is unfinished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What is handed on, and what it must not hide."""
+
+    text: str
+    """JSON."""
+    version: int
+    waiting: int
+    """Cards that are still wrapped under older versions; the statement says so as well."""
 
 
 class IssueCertificate:
@@ -28,14 +42,15 @@ class IssueCertificate:
         self._keys = keys
         self._signer = signer
 
-    def __call__(self) -> str:
-        """The certificate of the newest version of `cardvault-cards`, as JSON text.
+    def __call__(self) -> Certificate:
+        """The certificate of the newest version of `cardvault-cards`.
 
         Raises `KeyRingUnavailable`, `StoreUnavailable`.
         """
-        statement = json.dumps(self._facts(), sort_keys=True, indent=2)
+        facts = self._facts()
+        statement = json.dumps(facts, sort_keys=True, indent=2)
         version, signature = self._signer.sign(statement.encode())
-        return json.dumps(
+        text = json.dumps(
             {
                 "statement": statement,
                 "signature": base64.b64encode(signature).decode("ascii"),
@@ -45,6 +60,7 @@ class IssueCertificate:
             },
             indent=2,
         )
+        return Certificate(text, facts["version"], facts[WAITING])
 
     def _facts(self) -> dict[str, Any]:
         name = KeyName.CARDS
@@ -54,6 +70,8 @@ class IssueCertificate:
             before = tx.setting(f"{BEFORE}{versions.latest}")
             runs = tx.settings(f"{RUN}{versions.latest}.")
             former = tx.count_previous_wraps()
+        rows = rows_by_version(self._world, name)
+        waiting = older_than(versions.latest, rows)
         cards, digest = self._digest()
         return {
             "format": FORMAT,
@@ -65,7 +83,9 @@ class IssueCertificate:
             "min_available_version": versions.min_available,
             "rotation": json.loads(rotation) if rotation is not None else None,
             "cards_by_version_before": json.loads(before) if before is not None else None,
-            "cards_by_version_after": {str(v): n for v, n in rows_by_version(self._world, name).items()},
+            "cards_by_version_after": {str(v): n for v, n in rows.items()},
+            "rewrap_finished": not waiting,
+            WAITING: waiting,
             "former_wraps_kept": {str(v): n for v, n in former.items()},
             "rewrap_runs": {name.rsplit(".", 1)[-1]: json.loads(facts) for name, facts in runs.items()},
             "cards": cards,

@@ -12,6 +12,7 @@ from vault.domain.grant import ONE_TIME_LIFETIME
 from vault.ports import KeyName
 from vault.ports_operator import KeyVersions, OperatorKeys
 from vault.usecases.operating import Operator, OperatorWorld
+from vault.usecases.restored import check_not_restored
 from vault.usecases.rotate import RetireKey, RotateKey, made_at, older_than, recorded_at, rows_by_version
 
 ROTATE_AFTER = timedelta(days=1)
@@ -29,6 +30,23 @@ class Maintained:
     """0: nothing was trimmed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is to be done, and when something will be."""
+
+    version: int
+    """The newest there is."""
+    would_make: int
+    """The version to be made, as a day has passed or a rotation was cut off; 0: none."""
+    would_trim_below: int
+    """0: nothing is destroyed."""
+    next_rotation: datetime
+    next_trim: datetime | None
+    """None: there is nothing to destroy, or it waits for one-time tokens that live at most fifteen minutes."""
+    waits_for: int
+    """Living one-time tokens that need an older version."""
+
+
 class MaintainOnceKey:
     """The use case; safe to run as often as one likes."""
 
@@ -38,6 +56,16 @@ class MaintainOnceKey:
         self._rotate = RotateKey(world=world, keys=keys)
         self._retire = RetireKey(world=world, keys=keys)
 
+    def plan(self, *, rotate_after: timedelta = ROTATE_AFTER) -> Due:
+        """What a run would do now; changes nothing. Raises as a run does."""
+        versions = self._keys.versions(KeyName.ONCE)
+        check_not_restored(self._world, KeyName.ONCE, versions)
+        if self._rotates(versions, rotate_after):
+            made = self._rotate.plan(KeyName.ONCE, again=True).after
+            now = self._world.clock.now()
+            return Due(versions.latest, made, 0, now + rotate_after, now + SETTLED, self._needed(made))
+        return self._due(versions, rotate_after)
+
     def __call__(self, operator: Operator, *, rotate_after: timedelta = ROTATE_AFTER) -> Maintained:
         """Rotate if a day has passed; destroy versions that no living one-time token needs.
 
@@ -45,22 +73,37 @@ class MaintainOnceKey:
         """
         name = KeyName.ONCE
         versions = self._keys.versions(name)
-        made = self._made_at(versions)
         rotated = False
-        if made is None or self._world.clock.now() - made >= rotate_after or self._is_cut_off(name):
+        if self._rotates(versions, rotate_after):
             after = self._rotate(name, operator, again=True)
             rotated = after.after > versions.latest
             versions = self._keys.versions(name)
+        below = self._due(versions, rotate_after).would_trim_below
+        if below:
+            self._retire(name, operator)
+            self._trim(operator, below=below)
+        return Maintained(versions.latest, rotated, below)
+
+    def _rotates(self, versions: KeyVersions, rotate_after: timedelta) -> bool:
+        made = self._made_at(versions)
+        return made is None or self._world.clock.now() - made >= rotate_after or self._is_cut_off(KeyName.ONCE)
+
+    def _due(self, versions: KeyVersions, rotate_after: timedelta) -> Due:
+        """What is to be done once the newest version is young enough."""
+        now = self._world.clock.now()
+        # A version of unknown age is taken for a new one: haste destroys.
+        made = self._made_at(versions) or now
+        next_rotation, next_trim = made + rotate_after, made + SETTLED
         # Vault says 0 until something was trimmed; there is nothing below the first version.
         if max(versions.min_available, 1) >= versions.latest:
-            return Maintained(versions.latest, rotated, 0)
-        made = self._made_at(versions)
-        young = made is None or self._world.clock.now() - made < SETTLED
-        if young or older_than(versions.latest, rows_by_version(self._world, name)):
-            return Maintained(versions.latest, rotated, 0)
-        self._retire(name, operator)
-        self._trim(operator, below=versions.latest)
-        return Maintained(versions.latest, rotated, versions.latest)
+            return Due(versions.latest, 0, 0, next_rotation, None, 0)
+        needed = self._needed(versions.latest)
+        if now < next_trim:
+            return Due(versions.latest, 0, 0, next_rotation, next_trim, needed)
+        return Due(versions.latest, 0, 0 if needed else versions.latest, next_rotation, None, needed)
+
+    def _needed(self, version: int) -> int:
+        return older_than(version, rows_by_version(self._world, KeyName.ONCE))
 
     def _made_at(self, versions: KeyVersions) -> datetime | None:
         """When the newest version was made. Of two clocks the later one: Vault's may be behind, and haste destroys."""

@@ -54,6 +54,12 @@ def reborn(world: OperatorWorld, name: KeyName, versions: KeyVersions) -> list[i
 
 def refuse_if_restored(world: OperatorWorld, name: KeyName, versions: KeyVersions) -> None:
     """Raise `PreconditionFailed` where rows need what this Vault does not have; else remember its versions."""
+    check_not_restored(world, name, versions)
+    remember(world, name, versions)
+
+
+def check_not_restored(world: OperatorWorld, name: KeyName, versions: KeyVersions) -> None:
+    """Raise `PreconditionFailed` where rows need what this Vault does not have; changes nothing."""
     lost = newer_than(versions.latest, rows_by_version(world, name))
     if lost:
         raise PreconditionFailed(
@@ -66,7 +72,6 @@ def refuse_if_restored(world: OperatorWorld, name: KeyName, versions: KeyVersion
             "version_reborn",
             message=f"version {changed[0]} of {name} is not the one that rows are wrapped under: {ADVICE}",
         )
-    remember(world, name, versions)
 
 
 def remember(world: OperatorWorld, name: KeyName, versions: KeyVersions) -> None:

@@ -12,14 +12,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
-from vault.ports import KeyName, KeyToUnwrap, Reader, ReleaseKeys
-from vault.ports_operator import KeyVersions, OperatorKeys, OperatorWriter, Selection
+from vault.domain.errors import KeyRingUnavailable, PreconditionFailed
+from vault.ports import KeyName, Reader, ReleaseKeys
+from vault.ports_operator import KeyVersions, OperatorKeys, OperatorWriter
 from vault.usecases.canary import recover_canary, rewrap_canary, version_of_canary
 from vault.usecases.operating import Operator, OperatorWorld
-from vault.usecases.proof import binding_of, opens
-from vault.usecases.restored import ADVICE, INTENT, newer_than, reborn, refuse_if_restored, remember
+from vault.usecases.restored import (
+    ADVICE,
+    INTENT,
+    check_not_restored,
+    newer_than,
+    reborn,
+    refuse_if_restored,
+    remember,
+)
 from vault.usecases.restored import rows_by_version as rows_by_version
+from vault.usecases.sample import refuse_if_one_does_not_open
 
 SETTLED = timedelta(hours=1)
 """A version that this command made less than this ago is taken for the one that a repeated command asks for."""
@@ -29,8 +37,8 @@ ROTATION = "rotation_record."
 _MADE = "rotated."
 OLDEST = "oldest."
 """Settings with the oldest version under which the database takes a wrap, by key: the store itself looks at them."""
-SAMPLE = 20
-"""Cards that are opened before older versions are destroyed."""
+_RETIRED = "retired."
+"""Settings with the version to which `RetireKey` went to its end, the wait included, by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,16 @@ class RotateKey:
         self._world = world
         self._keys = keys
 
+    def plan(self, name: KeyName, *, again: bool = False) -> Rotated:
+        """What a run would answer if Vault does as it is told; changes nothing. Raises as a run does."""
+        versions = self._keys.versions(name)
+        check_not_restored(self._world, name, versions)
+        started_from = self._begun_at(name, versions)
+        if started_from is None:
+            recent = self._recent(name, versions, again=again)
+            return recent or Rotated(name, versions.latest, versions.latest + 1, None, "ok")
+        return Rotated(name, started_from, max(started_from + 1, versions.latest), None, "resumed")
+
     def __call__(self, name: KeyName, operator: Operator, *, again: bool = False) -> Rotated:
         """Make one new version. With `again` also right after another rotation.
 
@@ -61,16 +79,11 @@ class RotateKey:
         with self._world.store.exclusively(f"rotate-{name}"):
             versions = self._keys.versions(name)
             refuse_if_restored(self._world, name, versions)
-            started_from = self._intent(name)
-            if started_from is not None and started_from > versions.latest:
-                raise PreconditionFailed(
-                    "version_unknown",
-                    message=f"a rotation of {name} was begun at version {started_from}, which is not there: {ADVICE}",
-                )
+            started_from = self._begun_at(name, versions)
             if started_from is None:
-                made = recorded_at(self._world, name, versions.latest)
-                if not again and made is not None and self._world.clock.now() - made < SETTLED:
-                    return Rotated(name, versions.latest, versions.latest, made, "recent")
+                recent = self._recent(name, versions, again=again)
+                if recent is not None:
+                    return recent
                 started_from = versions.latest
                 self._write_intent(name, started_from, operator)
             answer = "resumed"
@@ -89,10 +102,26 @@ class RotateKey:
             return trouble.reason
         return "ok"
 
-    def _intent(self, name: KeyName) -> int | None:
+    def _begun_at(self, name: KeyName, versions: KeyVersions) -> int | None:
+        """The version at which an unfinished rotation was begun. Raises `PreconditionFailed` if Vault forgot it."""
         with self._world.store.reading() as tx:
             known = tx.setting(INTENT + name)
-        return int(json.loads(known)["from"]) if known is not None else None
+        if known is None:
+            return None
+        begun_at = int(json.loads(known)["from"])
+        if begun_at > versions.latest:
+            raise PreconditionFailed(
+                "version_unknown",
+                message=f"a rotation of {name} was begun at version {begun_at}, which is not there: {ADVICE}",
+            )
+        return begun_at
+
+    def _recent(self, name: KeyName, versions: KeyVersions, *, again: bool) -> Rotated | None:
+        """The last rotation, if it is taken for the one that is asked for."""
+        made = recorded_at(self._world, name, versions.latest)
+        if again or made is None or self._world.clock.now() - made >= SETTLED:
+            return None
+        return Rotated(name, versions.latest, versions.latest, made, "recent")
 
     def _write_intent(self, name: KeyName, version: int, operator: Operator) -> None:
         begun = self._world.clock.now().isoformat()
@@ -147,6 +176,7 @@ class Retired:
     name: KeyName
     version: int
     trimmed: bool
+    """This run destroyed older versions; for `RetireKey`: they were destroyed before."""
 
 
 class RetireKey:
@@ -161,11 +191,14 @@ class RetireKey:
 
         `settle` is called after the minimums were raised and should take longer than any call may: what wrapped under
         an older version before has then been committed or given up. If such a row shows up, the minimums go back.
+        Run again after it came to its end, it does nothing and does not wait.
         """
         with self._world.store.exclusively(f"retire-{name}"):
             versions = self._keys.versions(name)
             refuse_if_restored(self._world, name, versions)
             self._refuse_if_needed(name, versions.latest)
+            if self._is_done(name, versions):
+                return Retired(name, versions.latest, trimmed=oldest_available(versions) >= versions.latest)
             if name is KeyName.CARDS:
                 self._take_canary_along(versions.latest, operator)
             before = (max(versions.min_decryption, 1), versions.min_encryption)
@@ -173,6 +206,8 @@ class RetireKey:
                 fence = tx.setting(OLDEST + name)
                 # From here on no wrap under an older version gets into the database, however long its maker slept.
                 tx.put_setting(OLDEST + name, str(versions.latest))
+                # Should this run be cut off, the next one must wait.
+                tx.delete_setting(_RETIRED + name)
                 event = self._world.event(operator, "key.retiring", target=name, version=versions.latest)
                 tx.append_events([event])
             self._keys.set_minimums(name, decryption=versions.latest, encryption=versions.latest)
@@ -186,8 +221,16 @@ class RetireKey:
                     tx.append_events([self._world.event(operator, "key.retirement_taken_back", target=name)])
                 raise
             with self._world.store.writing() as tx:
+                tx.put_setting(_RETIRED + name, str(versions.latest))
                 tx.append_events([self._world.event(operator, "key.retired", target=name, version=versions.latest)])
             return Retired(name, versions.latest, trimmed=False)
+
+    def _is_done(self, name: KeyName, versions: KeyVersions) -> bool:
+        """Whether a run before came to its end, and nothing was lowered since, in Vault or in the database."""
+        with self._world.store.reading() as tx:
+            recorded = (tx.setting(_RETIRED + name), tx.setting(OLDEST + name))
+        lowest = min(versions.min_decryption, versions.min_encryption)
+        return recorded == (str(versions.latest), str(versions.latest)) and lowest >= versions.latest
 
     def _take_canary_along(self, version: int, operator: Operator) -> None:
         """Processes that unwrap prove themselves with it; under a retired version they would never be ready again."""
@@ -217,7 +260,7 @@ class TrimKey:
 
         Raises `PreconditionFailed` unless the caller confirms that a Vault snapshot holding the newest version exists:
         restoring an older one would lose every card wrapped since. So it does if Vault was restored from an older
-        snapshot, and, with `release`, if one of a few cards does not open.
+        snapshot, and, with `release`, if one of a sample of cards does not open.
         """
         with self._world.store.exclusively(f"retire-{name}"):
             versions = self._keys.versions(name)
@@ -233,7 +276,8 @@ class TrimKey:
                     message=f"take a Vault snapshot that holds version {versions.latest} first, then confirm it",
                 )
             if name is KeyName.CARDS:
-                self._open_some()
+                if self._release is not None:
+                    refuse_if_one_does_not_open(self._world, self._release)
                 self._forget(operator, below)
             with self._world.store.writing() as tx:
                 tx.append_events([self._world.event(operator, "key.trimming", target=name, below=below)])
@@ -241,28 +285,6 @@ class TrimKey:
             with self._world.store.writing() as tx:
                 tx.append_events([self._world.event(operator, "key.trimmed", target=name, below=below)])
             return Retired(name, below, trimmed=True)
-
-    def _open_some(self) -> None:
-        """What does not open now may need what is about to be destroyed."""
-        if self._release is None:
-            return
-        with self._world.store.reading() as tx:
-            sample = tx.secrets(Selection(), after=None, limit=SAMPLE)
-        bindings = [binding_of(secret.wrap, environment=self._world.environment) for secret in sample]
-        keys = self._release.unwrap(
-            [
-                KeyToUnwrap(KeyName.CARDS, secret.wrap.key, binding.wrap_context())
-                for secret, binding in zip(sample, bindings, strict=True)
-            ]
-        )
-        for secret, binding, key in zip(sample, bindings, keys, strict=True):
-            if isinstance(key, KeyRingUnavailable):
-                raise key
-            if isinstance(key, KeyRefused) or not opens(secret, key, binding):
-                raise PreconditionFailed(
-                    "card_does_not_open",
-                    message="not every card opens: run `cardvault keys verify`; nothing was destroyed",
-                )
 
     def _forget(self, operator: Operator, below: int) -> None:
         """Remove former wraps under what will be destroyed: without their version they are waste."""

@@ -88,6 +88,21 @@ def test_a_refused_item_is_reported_in_its_place_and_the_others_are_rewrapped(
     assert [type(answer) for answer in answers] == [SealedKey, SealedKey, KeyRefused, SealedKey, SealedKey]
 
 
+def test_a_wrap_under_a_retired_version_stops_the_rewrap_and_is_no_refused_card(
+    own_openbao: OpenBao, operator: OperatorTransit, open_intake: Callable[[OpenBao], IntakeTransit]
+) -> None:
+    _, items = wrapped(open_intake(own_openbao), 3)
+    operator.rotate(KeyName.CARDS)
+    operator.set_minimums(KeyName.CARDS, decryption=2, encryption=2)
+
+    with pytest.raises(KeyRingUnavailable) as stopped:
+        operator.rewrap(items)
+    operator.set_minimums(KeyName.CARDS, decryption=1, encryption=1)
+
+    assert stopped.value.reason == "vault_key_version_retired"
+    assert [type(answer) for answer in operator.rewrap(items)] == [SealedKey] * 3
+
+
 def test_retired_versions_are_refused_and_trimmed_ones_are_gone(
     own_openbao: OpenBao,
     operator: OperatorTransit,
