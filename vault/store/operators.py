@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from vault.domain.consent import LedgerEntry
+from vault.domain.ids import CustomerId, TenantId
 from vault.ports_operator import (
     CardKey,
     RekeyedCard,
@@ -13,7 +15,7 @@ from vault.ports_operator import (
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import read_wraps, write_wraps
+from vault.store import read_customer, read_wraps, write_wraps
 from vault.store.reader import SqlReader
 from vault.store.writer import SqlWriter
 
@@ -58,6 +60,10 @@ class SqlOperatorReader(SqlReader):
     def settings(self, prefix: str) -> Mapping[str, str]:
         """Facts whose name begins with `prefix`."""
         return read_wraps.settings_of(self._link, prefix)
+
+    def consent_ledger(self, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
+        """Every consent and withdrawal of the customer, oldest first."""
+        return read_customer.ledger(self._link, tenant, customer)
 
 
 class SqlOperatorWriter(SqlOperatorReader, SqlWriter):

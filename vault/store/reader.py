@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import and_, bindparam, select, tuple_
+from sqlalchemy import ColumnElement, and_, bindparam, select, true, tuple_
 
 from vault.domain.card import StoredCard
 from vault.domain.grant import Grant, Redeemable
@@ -36,6 +36,17 @@ from vault.store.rows import (
 from vault.store.tables import card_secrets, cards, consents, grants, idempotency, once_keys, settings
 
 _CONSENT_OF_CARD = and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id)
+
+
+def not_withdrawn() -> ColumnElement[bool]:
+    """That the ledger has no withdrawal of the card's consent. Such a card is gone wherever it may come from."""
+    withdrawals = consents.alias("withdrawals")
+    return ~(
+        select(true())
+        .where(withdrawals.c.tenant_id == cards.c.tenant_id, withdrawals.c.withdraws_consent_id == cards.c.consent_id)
+        .correlate(cards)
+        .exists()
+    )
 
 
 def _is_default(tenant: Any, customer: Any) -> Any:
@@ -130,7 +141,7 @@ def _grants(engine: Engine, *, with_target: bool) -> Batch:
             card_secrets,
             and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token),
         )
-        .outerjoin(consents, _CONSENT_OF_CARD)
+        .outerjoin(consents, and_(_CONSENT_OF_CARD, not_withdrawn()))
         .outerjoin(
             once_keys, and_(once_keys.c.tenant_id == grants.c.tenant_id, once_keys.c.once_id == grants.c.once_id)
         )

@@ -66,7 +66,15 @@ consents = Table(
         "OR (kind = 'withdrawn' AND withdraws_consent_id IS NOT NULL AND event_id IS NOT NULL)",
         name="kind",
     ),
+    Index("ix_consents_customer", "tenant_id", "customer_id", "recorded_at", "consent_id"),
     comment="Append-only ledger of customers' opt-ins and withdrawals",
+)
+Index(
+    "ix_consents_withdrawals",
+    consents.c.tenant_id,
+    consents.c.withdraws_consent_id,
+    sqlite_where=consents.c.withdraws_consent_id.is_not(None),
+    postgresql_where=consents.c.withdraws_consent_id.is_not(None),
 )
 
 cards = Table(

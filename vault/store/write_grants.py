@@ -35,6 +35,7 @@ from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
 from vault.store.oldest import refuse_retired
+from vault.store.reader import not_withdrawn
 from vault.store.rows import OPEN, SPENT
 from vault.store.tables import card_secrets, cards, consents, grants, once_keys
 from vault.store.write_cards import lock_cards
@@ -130,6 +131,7 @@ def _claim(engine: Engine) -> Batch:
             cards.c.state == int(CardState.ACTIVE),
             card_secrets.c.record_version == given.c.record_version,
             or_(consents.c.agreed_until.is_(None), consents.c.agreed_until > _NOW),
+            not_withdrawn(),
         )
         .correlate(grants, given.rows)
         .exists()

@@ -16,7 +16,7 @@ from vault.domain.binding import Binding, one_time_binding, stored_card_binding
 from vault.domain.caller import Caller
 from vault.domain.card import CardDetails, CardState, StoredCard
 from vault.domain.consent import Consent, ConsentEntry
-from vault.domain.errors import CardVaultError, IdempotencyConflict, NotAvailable
+from vault.domain.errors import CardVaultError, ConsentRequired, IdempotencyConflict, NotAvailable
 from vault.domain.grant import ONE_TIME_LIFETIME, OneTimeToken, SealedKey
 from vault.domain.ids import (
     RANDOM_BYTES,
@@ -244,7 +244,8 @@ class Tokenize:
         without_key = [a for a in attempts if a.command.idempotency_key is None]
         settled: Settled[_Attempt] = settle(tx, requests, without_key=without_key, journal=journal, now=now)
         mine = [a for a in attempts if id(a) in settled.claimed]
-        written = self._store(tx, mine)
+        self._refuse_ended(mine, journal)
+        written = self._store(tx, [a for a in mine if a.is_open])
         lost = [a for a in mine if id(a) not in written]
         tx.release_idempotency([request.id for request in requests if any(request.attempt is a for a in lost)])
         done = [a for a in mine if id(a) in written]
@@ -252,6 +253,15 @@ class Tokenize:
         repeated = [a for a, record in again if self._repeat(tx, a, record, journal, now)]
         tx.insert_once_keys([a.once.row for a in (*done, *repeated) if a.once is not None and a.once.row is not None])
         self._answer(tx, done, repeated, settled, journal, now)
+
+    def _refuse_ended(self, attempts: Sequence[_Attempt], journal: Journal) -> None:
+        """A consent may end between the check of the request and here; then nothing is stored under it."""
+        now = self._world.clock.now()
+        for a in attempts:
+            consent = a.command.consent
+            if consent is not None and consent.has_ended(now):
+                error = ConsentRequired("consent_ended")
+                journal.refuse(a, error, customer=a.command.customer or "", order=a.command.order or "")
 
     def _store(self, tx: Writer, attempts: Sequence[_Attempt]) -> set[int]:
         """Insert or re-seal; returns `id()` of the attempts that went through. The others learn what is known now."""
