@@ -39,6 +39,7 @@ from vault.usecases.grants import IssueGrant, IssueGrantCommand, RevokeGrant
 from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.maintenance import ExpireOnceKeys
 from vault.usecases.operating import Operator, OperatorWorld
+from vault.usecases.outcomes import ReportOutcome
 from vault.usecases.refusals import RecordRefusals
 from vault.usecases.tokenize import Tokenize, TokenizeCommand
 
@@ -224,7 +225,9 @@ class App:
             servicers["checkout"] = CheckoutServicer(
                 clock=world.clock,
                 tokenize=self._coalesced(
-                    Tokenize(world=world, keys=self._intake), calls_vault=True, alone=_by_idempotency_key
+                    Tokenize(world=world, keys=self._intake, first_state=self._settings.cards.first_state()),
+                    calls_vault=True,
+                    alone=_by_idempotency_key,
                 ),
                 issue_grant=self._coalesced(
                     IssueGrant(world=world, processors=self._settings.processors()),
@@ -237,6 +240,7 @@ class App:
             servicers["processor"] = ProcessorServicer(
                 clock=world.clock,
                 detokenize=self._coalesced(Detokenize(world=world, keys=self._release), calls_vault=True),
+                report_outcome=self._coalesced(ReportOutcome(world=world), calls_vault=False),
             )
         return servicers
 

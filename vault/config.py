@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vault.domain.caller import Identity, Role
+from vault.domain.card import CardState
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ProcessorName, TenantId
 
@@ -101,6 +102,17 @@ class VaultSection(Section):
     checkpointer: LoginSection | None = None
 
 
+class CardsSection(Section):
+    """What becomes of cards that are stored."""
+
+    activate_on: Literal["tokenize", "first_approval"] = "tokenize"
+    """`first_approval`: a new card is pending until the processor reports that its first payment was approved."""
+
+    def first_state(self) -> CardState:
+        """The state of a card that is stored for the first time."""
+        return CardState.ACTIVE if self.activate_on == "tokenize" else CardState.PENDING
+
+
 class IdentitySection(Section):
     """One client certificate's URI and what it may be."""
 
@@ -166,6 +178,7 @@ class Settings(CommonSettings):
     """The whole file, for a server."""
 
     server: ServerSection
+    cards: CardsSection = CardsSection()
     identities: tuple[IdentitySection, ...]
 
     def identities_by_uri(self) -> Mapping[str, Identity]:
@@ -185,4 +198,5 @@ class OperatorSettings(CommonSettings):
     """The file for operator commands; what it says of a server is not looked at."""
 
     server: object = None
+    cards: object = None
     identities: object = None

@@ -21,6 +21,7 @@ from vault.usecases.accounts import (
 )
 from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
 from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokedGrant, RevokeGrantCommand
+from vault.usecases.outcomes import OutcomeNoted, ReportOutcomeCommand
 from vault.usecases.tokenize import TokenizeCommand, Tokenized
 from vault.v1 import account_pb2, cards_pb2, checkout_pb2, processor_pb2
 
@@ -130,6 +131,7 @@ class ProcessorServicer:
 
     clock: Clock
     detokenize: Coalescer[DetokenizeCommand, ReleasedCard]
+    report_outcome: Coalescer[ReportOutcomeCommand, OutcomeNoted]
 
     async def Detokenize(
         self, request: processor_pb2.DetokenizeRequest, call: Call
@@ -140,7 +142,8 @@ class ProcessorServicer:
         return codec_processor.encode_released_card(released)
 
     async def ReportOutcome(
-        self, _: processor_pb2.ReportOutcomeRequest, __: Call
+        self, request: processor_pb2.ReportOutcomeRequest, call: Call
     ) -> processor_pb2.ReportOutcomeResponse:
-        """See the proto. Not served by this release."""
-        raise NotServed("report_outcome")
+        """See the proto."""
+        await self.report_outcome.submit(codec_processor.decode_report_outcome(request, call), budget=call.budget)
+        return processor_pb2.ReportOutcomeResponse()

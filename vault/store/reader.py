@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, select, true, tuple_
+from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select, true, tuple_
 
-from vault.domain.card import StoredCard
+from vault.domain.card import CardState, StoredCard
 from vault.domain.grant import Grant, Redeemable
 from vault.domain.ids import CustomerId, OnceId, TenantId, Token
 from vault.ports import (
@@ -158,6 +159,16 @@ def _idempotency(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
+IS_PENDING = cards.c.state == literal_column(str(int(CardState.PENDING)))
+"""Written out, not a parameter: only so can a prepared plan use the index whose condition it is."""
+
+_PENDING = (
+    select(cards.c.tenant_id, cards.c.customer_id, cards.c.token)
+    .where(IS_PENDING, cards.c.created_at < bindparam("before", type_=cards.c.created_at.type))
+    .order_by(cards.c.created_at, cards.c.tenant_id, cards.c.token)
+    .limit(bindparam("limit"))
+)
+
 _SETTING = select(settings.c.value).where(settings.c.name == bindparam("wanted"))
 
 
@@ -220,6 +231,11 @@ class SqlReader:
         found = self._link.batch_rows(_idempotency(self._link.engine), wanted)
         records = map(as_domain.idempotency_record, found)
         return {record.id: record for record in records}
+
+    def pending_cards(self, *, stored_before: datetime, limit: int) -> Sequence[CardRef]:
+        """Cards still pending that were first stored before this time, oldest first."""
+        found = self._link.rows(_PENDING, {"before": stored_before, "limit": limit})
+        return tuple(CardRef(TenantId(row.tenant_id), CustomerId(row.customer_id), Token(row.token)) for row in found)
 
     def setting(self, name: str) -> str | None:
         """A fact about this database."""

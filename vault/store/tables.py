@@ -93,11 +93,21 @@ cards = Table(
     ),
     Column("consent_id", identifier(), nullable=False, comment="consent under which the card is kept"),
     Column("created_at", UtcTime, nullable=False, comment="when the card was first stored"),
+    Column("network_transaction_id", Text, comment="the scheme's id of the first approved payment that had one"),
     PrimaryKeyConstraint("tenant_id", "token"),
     ForeignKeyConstraint(["tenant_id", "consent_id"], ["consents.tenant_id", "consents.consent_id"]),
     CheckConstraint("length(last4) = 4", name="last4"),
     Index("ix_cards_customer", "tenant_id", "customer_id", "created_at", "token"),
     comment="Stored cards as they may be shown",
+)
+_pending = cards.c.state == text("2")
+Index(
+    "ix_cards_pending",
+    cards.c.created_at,
+    cards.c.tenant_id,
+    cards.c.token,
+    sqlite_where=_pending,
+    postgresql_where=_pending,
 )
 
 card_secrets = Table(
@@ -151,6 +161,7 @@ once_keys = Table(
     Column("kek_version", BigInteger, nullable=False, comment="version of the transit key that wrapped it"),
     Column("created_at", UtcTime, nullable=False, comment="when it was issued"),
     Column("expires_at", UtcTime, nullable=False, comment="from when on it is refused"),
+    Column("token", identifier(), comment="card that was stored in the same call; null if none was"),
     PrimaryKeyConstraint("tenant_id", "once_id"),
     CheckConstraint(
         "(state = 'open' AND wrapped_key IS NOT NULL) OR (state = 'spent' AND wrapped_key IS NULL)", name="state"
@@ -182,6 +193,8 @@ grants = Table(
         UtcTime,
         comment="when it was used or revoked; null while open, and where its one-time token was voided",
     ),
+    Column("outcome", SmallInteger, comment="1 approved, 2 declined; null until the processor has said so"),
+    Column("outcome_at", UtcTime, comment="when it said so"),
     PrimaryKeyConstraint("tenant_id", "grant_sha256"),
     CheckConstraint("state IN ('open', 'used', 'revoked')", name="state"),
     CheckConstraint(

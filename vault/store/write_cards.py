@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, and_, bindparam, func, select, update
+from sqlalchemy import Column, ColumnElement, and_, bindparam, case, func, select, update
 
-from vault.domain.card import Expiry
+from vault.domain.card import CardState, Expiry
 from vault.domain.ids import Token
 from vault.ports import CardRef, KeyName, NewCard
 from vault.store.columns import Engine
@@ -82,12 +82,17 @@ def _reseal_secrets(engine: Engine) -> Batch:
 _RESEALED: tuple[Column[Any], ...] = (cards.c.expiry_year, cards.c.expiry_month, cards.c.state, cards.c.consent_id)
 
 
+def _never_back(given: Given) -> ColumnElement[int]:
+    """A card that is active stays so."""
+    return case((cards.c.state == int(CardState.ACTIVE), cards.c.state), else_=given.c.state)
+
+
 @cache
 def _reseal_display(engine: Engine) -> Batch:
     given = Given(engine, [cards.c.tenant_id, cards.c.token, *_RESEALED])
     statement = (
         update(cards)
-        .values({c.name: given.c[c.name] for c in _RESEALED})
+        .values({c.name: given.c[c.name] for c in _RESEALED} | {"state": _never_back(given)})
         .where(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token)
     )
     return Batch(statement, given)

@@ -15,18 +15,21 @@ from vault.store import write_grants, write_idempotency
 from vault.store.columns import Engine
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
+from vault.store.reader import IS_PENDING
 from vault.store.rows import WITHDRAWN
 from vault.store.tables import card_secrets, cards, consents, erasures
 
 
 @cache
-def _find(*, one: bool) -> Any:
+def _find(*, one: bool, only_pending: bool) -> Any:
     statement = (
         select(cards.c.token, cards.c.consent_id)
         .where(cards.c.tenant_id == bindparam("tenant"), cards.c.customer_id == bindparam("customer"))
         .order_by(cards.c.tenant_id, cards.c.token)
         .with_for_update()
     )
+    if only_pending:
+        statement = statement.where(IS_PENDING)
     return statement.where(cards.c.token == bindparam("wanted")) if one else statement
 
 
@@ -50,13 +53,20 @@ def withdrawal_of(consent: ConsentId) -> ConsentId:
 
 
 def erase(
-    link: Link, tenant: TenantId, customer: CustomerId, token: Token | None, *, event_id: EventId, now: datetime
+    link: Link,
+    tenant: TenantId,
+    customer: CustomerId,
+    token: Token | None,
+    *,
+    event_id: EventId,
+    now: datetime,
+    only_pending: bool,
 ) -> Erased:
-    """Erase one card of the customer, or all."""
+    """Erase one card of the customer, or all; perhaps only if pending."""
     parameters: dict[str, Any] = {"tenant": tenant, "customer": customer}
     if token is not None:
         parameters["wanted"] = token
-    found = link.rows(_find(one=token is not None), parameters)
+    found = link.rows(_find(one=token is not None, only_pending=only_pending), parameters)
     if not found:
         return Erased(0, 0)
     erased = [(tenant, row.token) for row in found]

@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 
 from vault.domain.card import CardState
+from vault.domain.consent import CardUse
 from vault.domain.grant import Grant, GrantState
 from vault.domain.ids import OnceId, OrderId, TenantId
 from vault.ports import Claim, KeyName, OnceKey
@@ -128,7 +129,10 @@ def _claim(engine: Engine) -> Batch:
             cards.c.tenant_id == grants.c.tenant_id,
             cards.c.token == grants.c.token,
             cards.c.token == given.c.token,
-            cards.c.state == int(CardState.ACTIVE),
+            or_(
+                cards.c.state == int(CardState.ACTIVE),
+                and_(cards.c.state == int(CardState.PENDING), grants.c.purpose == int(CardUse.CUSTOMER_INITIATED)),
+            ),
             card_secrets.c.record_version == given.c.record_version,
             or_(consents.c.agreed_until.is_(None), consents.c.agreed_until > _NOW),
             not_withdrawn(),
@@ -273,6 +277,7 @@ def insert_once(link: Link, keys: Sequence[OnceKey]) -> None:
                 "kek_version": key.key.kek_version,
                 "created_at": key.created_at,
                 "expires_at": key.expires_at,
+                "token": key.token,
             },
         )
         for key in sorted(keys, key=lambda key: (key.tenant, key.once_id))

@@ -7,7 +7,7 @@ the card is stored already; only a card that turns out to be so costs a second w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vault.cleanroom import DataKey, fingerprint_message
@@ -109,11 +109,12 @@ class _Attempt(Attempt[TokenizeCommand, Tokenized]):
 
 
 class Tokenize:
-    """The use case; call it with a batch."""
+    """The use case; call it with a batch. `first_state` is that of cards stored for the first time."""
 
-    def __init__(self, *, world: World, keys: IntakeKeys) -> None:
+    def __init__(self, *, world: World, keys: IntakeKeys, first_state: CardState = CardState.ACTIVE) -> None:
         self._world = world
         self._keys = keys
+        self._first_state = first_state
 
     def __call__(self, commands: Sequence[TokenizeCommand]) -> Sequence[Tokenized | CardVaultError]:
         """One outcome for each command, in their order."""
@@ -226,7 +227,7 @@ class Tokenize:
             brand=card.pan.brand,
             last4=card.pan.last4(),
             expiry=card.expiry,
-            state=CardState.ACTIVE,
+            state=self._first_state,
             consent=s.entry,
             fingerprint=a.known_by or fingerprints[0],
             sealed=SealedCard(
@@ -251,7 +252,13 @@ class Tokenize:
         done = [a for a in mine if id(a) in written]
         again = [(a, settled.repeats[id(a)]) for a in attempts if id(a) in settled.repeats]
         repeated = [a for a, record in again if self._repeat(tx, a, record, journal, now)]
-        tx.insert_once_keys([a.once.row for a in (*done, *repeated) if a.once is not None and a.once.row is not None])
+        tx.insert_once_keys(
+            [
+                replace(a.once.row, token=_token_of(a, settled.repeats.get(id(a))))
+                for a in (*done, *repeated)
+                if a.once is not None and a.once.row is not None
+            ]
+        )
         self._answer(tx, done, repeated, settled, journal, now)
 
     def _refuse_ended(self, attempts: Sequence[_Attempt], journal: Journal) -> None:
@@ -311,8 +318,8 @@ class Tokenize:
         refs: dict[int, CardRef] = {}
         for a in (*done, *repeated):
             if a.storing is not None:
-                record = settled.repeats.get(id(a))
-                token = Token(str(record.answer["token"])) if record else a.storing.entry.token
+                token = _token_of(a, settled.repeats.get(id(a)))
+                assert token is not None, "it was stored"
                 refs[id(a)] = CardRef(a.tenant, a.storing.customer, token)
         stored = tx.cards(list(refs.values())) if refs else {}
         for a in (*done, *repeated):
@@ -339,6 +346,13 @@ class Tokenize:
                     details=_details(a, repeated=id(a) in settled.repeats),
                 )
             )
+
+
+def _token_of(a: _Attempt, repeated: IdempotencyRecord | None) -> Token | None:
+    """The card stored in this call, or in the first one that it repeats."""
+    if a.storing is None:
+        return None
+    return Token(str(repeated.answer["token"])) if repeated is not None else a.storing.entry.token
 
 
 def _reseal(tx: Writer, again: Sequence[tuple[_Attempt, NewCard]]) -> set[int]:

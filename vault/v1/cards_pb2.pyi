@@ -167,7 +167,10 @@ class _CardStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CardState.V
     CARD_STATE_ACTIVE: _CardState.ValueType  # 1
     """May be used within its consent."""
     CARD_STATE_PENDING: _CardState.ValueType  # 2
-    """Stored, but not usable until its first payment was approved."""
+    """Stored, and good for payments that the customer starts, until the first of them is approved
+    (then it is active) or declined (then it is erased). After 24 hours without either it is erased.
+    Only where the server is configured to activate cards on first approval.
+    """
 
 class CardState(_CardState, metaclass=_CardStateEnumTypeWrapper):
     """A card's state of life."""
@@ -177,7 +180,10 @@ CARD_STATE_UNSPECIFIED: CardState.ValueType  # 0
 CARD_STATE_ACTIVE: CardState.ValueType  # 1
 """May be used within its consent."""
 CARD_STATE_PENDING: CardState.ValueType  # 2
-"""Stored, but not usable until its first payment was approved."""
+"""Stored, and good for payments that the customer starts, until the first of them is approved
+(then it is active) or declined (then it is erased). After 24 hours without either it is erased.
+Only where the server is configured to activate cards on first approval.
+"""
 Global___CardState: _TypeAlias = CardState  # noqa: Y015
 
 @_typing.final

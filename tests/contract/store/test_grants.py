@@ -25,6 +25,7 @@ from tests.contract.store.make import (
 )
 from tests.support.world import CUSTOMER, NOW, ORDER, OTHER_TENANT, TENANT, consent, new_token
 from vault.domain.card import CardState
+from vault.domain.consent import CardUse
 from vault.domain.grant import Grant, GrantState, RedeemableOnce, RedeemableStoredCard
 from vault.domain.ids import OrderId
 from vault.ports import GrantKey, NewCard
@@ -218,13 +219,18 @@ def test_a_card_sealed_anew_since_it_was_unwrapped_is_not_released(store: SqlSto
     assert claimed(store, grant, record_version=2) == {grant.grant_sha256}
 
 
-def test_a_pending_card_is_not_released(store: SqlStore) -> None:
+def test_a_pending_card_is_released_for_a_payment_that_the_customer_starts_alone(store: SqlStore) -> None:
     new = card(state=CardState.PENDING)
-    grant = grant_for(new.token)
+    mine = grant_for(new.token)
+    theirs = [
+        replace(grant_for(new.token, order=OrderId(f"order-{use}")), purpose=use)
+        for use in CardUse
+        if use is not CardUse.CUSTOMER_INITIATED
+    ]
     stored(store, new)
-    granted(store, grant)
+    granted(store, mine, *theirs)
 
-    assert claimed(store, grant) == frozenset()
+    assert claimed(store, mine, *theirs) == {mine.grant_sha256}
 
 
 def test_a_card_whose_consent_has_ended_is_not_released(store: SqlStore) -> None:

@@ -47,7 +47,7 @@ METHODS: dict[str, MethodDescriptor] = {m.name: m for service in SERVICES.values
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 PERMISSION_DENIED = grpc.StatusCode.PERMISSION_DENIED
-NOT_SERVED = {"BatchTokenize", "ExportCustomer", "ReportOutcome"}
+NOT_SERVED = {"BatchTokenize", "ExportCustomer"}
 PART, LONG_PART = 6, 10
 """So many characters in a row of a bad value are a part of it; in records, where times stand as well, the longer."""
 
@@ -195,6 +195,11 @@ def granting(**changes: Any) -> checkout_pb2.IssueGrantRequest:
 def redeeming(**changes: Any) -> processor_pb2.DetokenizeRequest:
     facts = {"grant": some_grant(), "order": new_order(), **changes}
     return redeem_request(facts.pop("grant"), facts.pop("order"), **facts)
+
+
+def reporting(**changes: Any) -> processor_pb2.ReportOutcomeRequest:
+    facts = {"grant": some_grant(), "order_id": new_order(), "outcome": processor_pb2.OUTCOME_APPROVED}
+    return processor_pb2.ReportOutcomeRequest(**{**facts, **changes})
 
 
 def updating(**changes: Any) -> account_pb2.UpdateCardRequest:
@@ -504,11 +509,34 @@ PROCESSOR_CASES = {
     "grant: a number": Case("Detokenize", "", lambda v: redeeming(grant=v), fresh_digits, PERMISSION_DENIED),
 }
 
+OUTCOME_CASES = {
+    "order: none": Case("ReportOutcome", "order_id", lambda _: reporting(order_id=""), without_value),
+    "order: letters": Case("ReportOutcome", "order_id", lambda v: reporting(order_id=v), marked("or der?")),
+    "outcome: none": Case("ReportOutcome", "outcome", lambda _: reporting(outcome=0), without_value),
+    "outcome: unknown": Case("ReportOutcome", "outcome", lambda _: reporting(outcome=3), without_value),
+    "reference: letters": Case(
+        "ReportOutcome", "network_transaction_id", lambda v: reporting(network_transaction_id=v), marked("id ?")
+    ),
+    "reference: too long": Case(
+        "ReportOutcome",
+        "network_transaction_id",
+        lambda v: reporting(network_transaction_id=v),
+        lambda: marked("?")().ljust(65, "x"),
+    ),
+    "reference: a number": Case(
+        "ReportOutcome", "network_transaction_id", lambda v: reporting(network_transaction_id=v), fresh_digits
+    ),
+    "grant: none": Case("ReportOutcome", "", lambda _: reporting(grant=""), without_value, PERMISSION_DENIED),
+    "grant: garbled": Case("ReportOutcome", "", lambda v: reporting(grant=v), marked("grant_?"), PERMISSION_DENIED),
+    "grant: unknown": Case("ReportOutcome", "", lambda v: reporting(grant=v), some_grant, PERMISSION_DENIED),
+}
+
 CASES = {
     **{f"Tokenize {name}": case for name, case in TOKENIZE_CASES.items()},
     **{f"IssueGrant {name}": case for name, case in GRANT_CASES.items()},
     **ACCOUNT_CASES,
     **{f"Detokenize {name}": case for name, case in PROCESSOR_CASES.items()},
+    **{f"ReportOutcome {name}": case for name, case in OUTCOME_CASES.items()},
 }
 
 
@@ -599,6 +627,7 @@ VALID: dict[str, Callable[[], Message]] = {
     **{name: lambda kind=kind: one(kind) for name, kind in ONE_CARD.items()},  # type: ignore[misc]
     "EraseCustomer": lambda: account_pb2.EraseCustomerRequest(customer_id=new_customer()),
     "Detokenize": redeeming,
+    "ReportOutcome": lambda: reporting(network_transaction_id="id-1"),
 }
 
 

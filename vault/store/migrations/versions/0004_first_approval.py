@@ -1,9 +1,12 @@
-"""What a customer's own view of the ledger and a look for a withdrawal need: two indexes.
+"""First approval: outcomes of payments, the scheme's id of the first one approved, and indexes by customer.
 
-A server of the release before works on: it reads and writes the same columns.
+A server of the release before works on: the new columns are null unless set. But it knows nothing of pending cards
+being paid with, so every server must run this release before one is configured to store cards as pending.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,12 +17,38 @@ branch_labels = None
 depends_on = None
 
 
+def _identifier() -> sa.types.TypeEngine[Any]:
+    return sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def _time() -> sa.types.TypeEngine[Any]:
+    """Microseconds since 1970 on SQLite."""
+    return sa.BigInteger().with_variant(sa.DateTime(timezone=True), "postgresql")
+
+
 def upgrade() -> None:
     op.create_index("ix_consents_customer", "consents", ["tenant_id", "customer_id", "recorded_at", "consent_id"])
-    op.create_index(
-        "ix_consents_withdrawals",
-        "consents",
-        ["tenant_id", "withdraws_consent_id"],
-        sqlite_where=sa.text("withdraws_consent_id IS NOT NULL"),
-        postgresql_where=sa.text("withdraws_consent_id IS NOT NULL"),
+    _create_partial_index(
+        "ix_consents_withdrawals", "consents", ["tenant_id", "withdraws_consent_id"], "withdraws_consent_id IS NOT NULL"
     )
+    op.add_column(
+        "cards",
+        sa.Column(
+            "network_transaction_id", sa.Text(), comment="the scheme's id of the first approved payment that had one"
+        ),
+    )
+    _create_partial_index("ix_cards_pending", "cards", ["created_at", "tenant_id", "token"], "state = 2")
+    op.add_column(
+        "once_keys",
+        sa.Column("token", _identifier(), comment="card that was stored in the same call; null if none was"),
+    )
+    op.add_column(
+        "grants",
+        sa.Column("outcome", sa.SmallInteger(), comment="1 approved, 2 declined; null until the processor has said so"),
+    )
+    op.add_column("grants", sa.Column("outcome_at", _time(), comment="when it said so"))
+
+
+def _create_partial_index(name: str, table: str, columns: list[str], condition: str) -> None:
+    where = sa.text(condition)
+    op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
