@@ -35,6 +35,7 @@ from vault.telemetry import where
 from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, UpdateCard
 from vault.usecases.batch import World
 from vault.usecases.detokenize import Detokenize
+from vault.usecases.export import ExportCustomer
 from vault.usecases.grants import IssueGrant, IssueGrantCommand, RevokeGrant
 from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.maintenance import ExpireOnceKeys
@@ -219,6 +220,7 @@ class App:
                 update_card=self._coalesced(UpdateCard(world=world), calls_vault=False),
                 set_default_card=self._coalesced(SetDefaultCard(world=world), calls_vault=False),
                 erase=self._coalesced(Erase(world=world), calls_vault=False),
+                export=self._coalesced(ExportCustomer(world=world), calls_vault=False),
             )
         }
         if self._intake is not None:

@@ -16,10 +16,11 @@ from typing import Protocol
 from vault.domain.audit import AuditEvent
 from vault.domain.brand import Brand
 from vault.domain.card import CardState, Expiry, StoredCard
-from vault.domain.consent import ConsentEntry
+from vault.domain.consent import ConsentEntry, GivenConsent
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.domain.grant import Grant, Redeemable, SealedKey
 from vault.domain.ids import (
+    ConsentId,
     CustomerId,
     EventId,
     IdempotencyKey,
@@ -136,6 +137,33 @@ class PageCursor:
 
     created_at: datetime
     token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentCursor:
+    """Where the next page of a customer's consents begins: after this one."""
+
+    agreed_at: datetime
+    consent: ConsentId
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCursor:
+    """Where the next page of a customer's releases begins: after this one."""
+
+    released_at: datetime
+    event: EventId
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One stored card that went to a processor, as the audit log has it."""
+
+    event: EventId
+    token: Token
+    order: OrderId
+    processor: ProcessorName
+    released_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +326,16 @@ class Reader(Protocol):
 
     def idempotency(self, ids: Sequence[IdempotencyId]) -> Mapping[IdempotencyId, IdempotencyRecord]:
         """Records by key, expired ones too."""
+
+    def consents_given(
+        self, tenant: TenantId, customer: CustomerId, *, after: ConsentCursor | None, limit: int
+    ) -> Sequence[GivenConsent]:
+        """Every consent that the customer gave, also those withdrawn, oldest first."""
+
+    def releases(
+        self, tenant: TenantId, customer: CustomerId, *, after: ReleaseCursor | None, limit: int
+    ) -> Sequence[Release]:
+        """Every release of a stored card of the customer, also of cards erased since, oldest first."""
 
     def pending_cards(self, *, stored_before: datetime, limit: int) -> Sequence[CardRef]:
         """Cards still pending that were first stored before this time, oldest first."""

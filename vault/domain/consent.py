@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,6 +107,14 @@ class ConsentEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenConsent:
+    """One consent in the ledger, and when it was withdrawn if it was."""
+
+    entry: ConsentEntry
+    withdrawn_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawal:
     """What ends a consent."""
 
@@ -145,8 +154,8 @@ class Standing(StrEnum):
 def standings(ledger: Sequence[LedgerEntry], *, now: datetime) -> Sequence[Standing]:
     """How each entry of a customer's whole ledger stands, in their order."""
     withdrawn = {entry.what.consent for entry in ledger if isinstance(entry.what, Withdrawal)}
-    given = [entry.token for entry in ledger if isinstance(entry.what, ConsentEntry)]
-    return tuple(_standing(entry, entry.consent_id in withdrawn, given.count(entry.token) > 1, now) for entry in ledger)
+    given = Counter(entry.token for entry in ledger if isinstance(entry.what, ConsentEntry))
+    return tuple(_standing(entry, entry.consent_id in withdrawn, given[entry.token] > 1, now) for entry in ledger)
 
 
 def _standing(entry: LedgerEntry, is_withdrawn: bool, has_others: bool, now: datetime) -> Standing:

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from vault.domain.card import StoredCard
 from vault.domain.errors import NotServed
 from vault.ports import Clock
-from vault.rpc import codec, codec_processor
+from vault.rpc import codec, codec_export, codec_processor
 from vault.rpc.coalescer import Coalescer
 from vault.rpc.door import Call
 from vault.usecases.accounts import (
@@ -20,6 +20,7 @@ from vault.usecases.accounts import (
     ListCardsQuery,
 )
 from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
+from vault.usecases.export import ExportPage, ExportQuery
 from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokedGrant, RevokeGrantCommand
 from vault.usecases.outcomes import OutcomeNoted, ReportOutcomeCommand
 from vault.usecases.tokenize import TokenizeCommand, Tokenized
@@ -79,6 +80,7 @@ class AccountServicer:
     update_card: Coalescer[CardCommand, StoredCard]
     set_default_card: Coalescer[CardCommand, StoredCard]
     erase: Coalescer[EraseCommand, ErasureReceipt]
+    export: Coalescer[ExportQuery, ExportPage]
 
     async def ListCards(self, request: account_pb2.ListCardsRequest, call: Call) -> account_pb2.ListCardsResponse:
         """See the proto."""
@@ -116,10 +118,11 @@ class AccountServicer:
         return account_pb2.EraseCustomerResponse(receipt=codec.encode_receipt(receipt))
 
     async def ExportCustomer(
-        self, _: account_pb2.ExportCustomerRequest, __: Call
+        self, request: account_pb2.ExportCustomerRequest, call: Call
     ) -> account_pb2.ExportCustomerResponse:
-        """See the proto. Not served by this release."""
-        raise NotServed("export_customer")
+        """See the proto."""
+        page = await self.export.submit(codec_export.decode_export(request, call), budget=call.budget)
+        return codec_export.encode_export(page, now=self.clock.now())
 
     def _shown(self, card: StoredCard) -> cards_pb2.Card:
         return codec.encode_card(card, now=self.clock.now())

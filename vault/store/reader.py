@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select, true, tuple_
 
 from vault.domain.card import CardState, StoredCard
+from vault.domain.consent import GivenConsent
 from vault.domain.grant import Grant, Redeemable
 from vault.domain.ids import CustomerId, OnceId, TenantId, Token
 from vault.ports import (
     CardRef,
+    ConsentCursor,
     Fingerprint,
     GrantKey,
     IdempotencyId,
@@ -21,7 +23,10 @@ from vault.ports import (
     KnownCard,
     OnceKey,
     PageCursor,
+    Release,
+    ReleaseCursor,
 )
+from vault.store import read_customer
 from vault.store import rows as as_domain
 from vault.store.columns import Engine
 from vault.store.given import Given
@@ -231,6 +236,18 @@ class SqlReader:
         found = self._link.batch_rows(_idempotency(self._link.engine), wanted)
         records = map(as_domain.idempotency_record, found)
         return {record.id: record for record in records}
+
+    def consents_given(
+        self, tenant: TenantId, customer: CustomerId, *, after: ConsentCursor | None, limit: int
+    ) -> Sequence[GivenConsent]:
+        """Every consent that the customer gave, also those withdrawn, oldest first."""
+        return read_customer.given(self._link, tenant, customer, after, limit)
+
+    def releases(
+        self, tenant: TenantId, customer: CustomerId, *, after: ReleaseCursor | None, limit: int
+    ) -> Sequence[Release]:
+        """Every release of a stored card of the customer, also of cards erased since, oldest first."""
+        return read_customer.releases(self._link, tenant, customer, after, limit)
 
     def pending_cards(self, *, stored_before: datetime, limit: int) -> Sequence[CardRef]:
         """Cards still pending that were first stored before this time, oldest first."""

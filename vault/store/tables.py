@@ -269,6 +269,15 @@ Index(
     sqlite_where=_released,
     postgresql_where=_released,
 )
+Index(
+    "ix_audit_events_releases",
+    audit_events.c.tenant_id,
+    audit_events.c.customer_id,
+    audit_events.c.occurred_at,
+    audit_events.c.event_id,
+    sqlite_where=_released,
+    postgresql_where=_released,
+)
 
 erasures = Table(
     "erasures",

@@ -301,6 +301,20 @@ CASES: dict[str, Case] = {
         lambda s: account_pb2.EraseCustomerRequest(customer_id=s.customer + "-none"),
         "customer.erased", "ok", facts=lambda s: {"details": {"cards": 0, "grants_revoked": 0}},
     ),
+    "a customer is exported": Case(
+        "account", "account", "ExportCustomer",
+        lambda s: account_pb2.ExportCustomerRequest(customer_id=s.customer),
+        "customer.exported", "ok",
+        facts=lambda s: {
+            "customer_id": s.customer, "target": "", "details": {"cards": 1, "consents": 1, "releases": 1},
+        },
+        prepare=_use,
+    ),
+    "a customer whom nobody knows is exported": Case(
+        "account", "account", "ExportCustomer",
+        lambda s: account_pb2.ExportCustomerRequest(customer_id=s.customer + "-none"),
+        "customer.exported", "ok", facts=lambda s: {"details": {"cards": 0, "consents": 0, "releases": 0}},
+    ),
     "an outcome is reported": Case(
         "processor", "processor", "ReportOutcome", lambda s: _report(s),
         "outcome.reported", "ok",

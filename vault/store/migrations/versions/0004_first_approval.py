@@ -47,6 +47,12 @@ def upgrade() -> None:
         sa.Column("outcome", sa.SmallInteger(), comment="1 approved, 2 declined; null until the processor has said so"),
     )
     op.add_column("grants", sa.Column("outcome_at", _time(), comment="when it said so"))
+    _create_partial_index(
+        "ix_audit_events_releases",
+        "audit_events",
+        ["tenant_id", "customer_id", "occurred_at", "event_id"],
+        "event = 'card.released' AND outcome = 'ok'",
+    )
 
 
 def _create_partial_index(name: str, table: str, columns: list[str], condition: str) -> None:
