@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select, true, tuple_
+from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select, tuple_
 
 from vault.domain.card import CardState, StoredCard
 from vault.domain.consent import GivenConsent
@@ -47,12 +47,15 @@ _CONSENT_OF_CARD = and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.co
 def not_withdrawn() -> ColumnElement[bool]:
     """That the ledger has no withdrawal of the card's consent. Such a card is gone wherever it may come from."""
     withdrawals = consents.alias("withdrawals")
-    return ~(
-        select(true())
+    # Not EXISTS: PostgreSQL might read every withdrawal there is into a hash table to look one up.
+    one = (
+        select(withdrawals.c.consent_id)
         .where(withdrawals.c.tenant_id == cards.c.tenant_id, withdrawals.c.withdraws_consent_id == cards.c.consent_id)
+        .limit(literal_column("1"))
         .correlate(cards)
-        .exists()
+        .scalar_subquery()
     )
+    return one.is_(None)
 
 
 def _is_default(tenant: Any, customer: Any) -> Any:
@@ -164,12 +167,13 @@ def _idempotency(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
-IS_PENDING = cards.c.state == literal_column(str(int(CardState.PENDING)))
-"""Written out, not a parameter: only so can a prepared plan use the index whose condition it is."""
-
 _PENDING = (
     select(cards.c.tenant_id, cards.c.customer_id, cards.c.token)
-    .where(IS_PENDING, cards.c.created_at < bindparam("before", type_=cards.c.created_at.type))
+    # Written out, not a parameter: only so can a prepared plan use the index whose condition it is.
+    .where(
+        cards.c.state == literal_column(str(int(CardState.PENDING))),
+        cards.c.created_at < bindparam("before", type_=cards.c.created_at.type),
+    )
     .order_by(cards.c.created_at, cards.c.tenant_id, cards.c.token)
     .limit(bindparam("limit"))
 )

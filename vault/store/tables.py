@@ -66,7 +66,8 @@ consents = Table(
         "OR (kind = 'withdrawn' AND withdraws_consent_id IS NOT NULL AND event_id IS NOT NULL)",
         name="kind",
     ),
-    Index("ix_consents_customer", "tenant_id", "customer_id", "recorded_at", "consent_id"),
+    # The customer first: while the table is new, PostgreSQL would look for one consent of a tenant by this index, too.
+    Index("ix_consents_customer", "customer_id", "tenant_id", "recorded_at"),
     comment="Append-only ledger of customers' opt-ins and withdrawals",
 )
 Index(

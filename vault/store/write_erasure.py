@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy import Table, bindparam, delete, select, tuple_
 
+from vault.domain.card import CardState
 from vault.domain.ids import RANDOM_BYTES, ConsentId, CustomerId, EventId, TenantId, Token
 from vault.ports import Erased
 from vault.store import write_grants, write_idempotency
 from vault.store.columns import Engine
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
-from vault.store.reader import IS_PENDING
 from vault.store.rows import WITHDRAWN
 from vault.store.tables import card_secrets, cards, consents, erasures
 
@@ -29,7 +29,7 @@ def _find(*, one: bool, only_pending: bool) -> Any:
         .with_for_update()
     )
     if only_pending:
-        statement = statement.where(IS_PENDING)
+        statement = statement.where(cards.c.state == int(CardState.PENDING))
     return statement.where(cards.c.token == bindparam("wanted")) if one else statement
 
 

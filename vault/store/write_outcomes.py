@@ -19,7 +19,6 @@ from vault.ports import Approval, CardRef, OutcomeReport
 from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given
 from vault.store.link import Batch, Link
-from vault.store.reader import IS_PENDING
 from vault.store.tables import cards, grants, once_keys
 
 _GRANT = (grants.c.tenant_id, grants.c.grant_sha256)
@@ -79,7 +78,7 @@ def _activate(engine: Engine) -> Batch:
     statement = (
         update(cards)
         .values(state=int(CardState.ACTIVE))
-        .where(*(c == given.c[c.name] for c in _CARD), IS_PENDING)
+        .where(*(c == given.c[c.name] for c in _CARD), cards.c.state == int(CardState.PENDING))
         .returning(cards.c.token)
     )
     return Batch(statement, given)

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from tests.integration.rpc.conftest import Shop
+from tests.support.answers import refusal_of
 from tests.support.cards import TypedCard, fresh_typed_card
 from tests.support.installation import ACQUIRER, SECOND_ACQUIRER, Client
 from tests.support.requests import (
     TIMEOUT,
     consent,
     grant_request,
+    money,
     new_customer,
     new_order,
     once_request,
@@ -128,7 +130,11 @@ def test_what_was_refused_and_what_was_paid_without_being_stored_is_not_in_it(sh
     customer, card, order = new_customer(), fresh_typed_card(), new_order()
     token = keep(shop, card, customer).token
     checkout = shop.checkout.checkout
-    checkout.IssueGrant(grant_request(order=new_order(), customer=customer, token=token), timeout=TIMEOUT)
+    open_grant = checkout.IssueGrant(grant_request(order=order, customer=customer, token=token), timeout=TIMEOUT).grant
+    refused = refusal_of(
+        lambda: shop.processor.processor.Detokenize(redeem_request(open_grant, order, amount=money(1)), timeout=TIMEOUT)
+    )
+    assert refused is not None
     once = checkout.Tokenize(once_request(card, order), timeout=TIMEOUT).one_time_token
     grant = checkout.IssueGrant(grant_request(order=order, one_time_token=once), timeout=TIMEOUT).grant
     shop.processor.processor.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)

@@ -27,7 +27,7 @@ def _time() -> sa.types.TypeEngine[Any]:
 
 
 def upgrade() -> None:
-    op.create_index("ix_consents_customer", "consents", ["tenant_id", "customer_id", "recorded_at", "consent_id"])
+    op.create_index("ix_consents_customer", "consents", ["customer_id", "tenant_id", "recorded_at"])
     _create_partial_index(
         "ix_consents_withdrawals", "consents", ["tenant_id", "withdraws_consent_id"], "withdraws_consent_id IS NOT NULL"
     )
