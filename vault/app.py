@@ -41,10 +41,12 @@ from vault.telemetry import where
 from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, UpdateCard
 from vault.usecases.batch import World
 from vault.usecases.detokenize import Detokenize
+from vault.usecases.export import ExportCustomer
 from vault.usecases.grants import IssueGrant, IssueGrantCommand, RevokeGrant
 from vault.usecases.maintain import MaintainOnceKey
 from vault.usecases.maintenance import ExpireOnceKeys
 from vault.usecases.operating import Operator, OperatorWorld
+from vault.usecases.outcomes import ReportOutcome
 from vault.usecases.refusals import RecordRefusals
 from vault.usecases.retention import Retain
 from vault.usecases.tokenize import Tokenize, TokenizeCommand
@@ -260,13 +262,16 @@ class App:
                 update_card=self._coalesced(UpdateCard(world=world), calls_vault=False),
                 set_default_card=self._coalesced(SetDefaultCard(world=world), calls_vault=False),
                 erase=self._coalesced(Erase(world=world, prove=partial(prove, self._store)), calls_vault=False),
+                export=self._coalesced(ExportCustomer(world=world), calls_vault=False),
             )
         }
         if self._intake is not None:
             servicers["checkout"] = CheckoutServicer(
                 clock=world.clock,
                 tokenize=self._coalesced(
-                    Tokenize(world=world, keys=self._intake), calls_vault=True, alone=_by_idempotency_key
+                    Tokenize(world=world, keys=self._intake, first_state=self._settings.cards.first_state()),
+                    calls_vault=True,
+                    alone=_by_idempotency_key,
                 ),
                 issue_grant=self._coalesced(
                     IssueGrant(world=world, processors=self._settings.processors()),
@@ -279,6 +284,7 @@ class App:
             servicers["processor"] = ProcessorServicer(
                 clock=world.clock,
                 detokenize=self._coalesced(Detokenize(world=world, keys=self._release), calls_vault=True),
+                report_outcome=self._coalesced(ReportOutcome(world=world), calls_vault=False),
             )
         return servicers
 

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vault.domain.caller import Identity, Role
+from vault.domain.card import CardState
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ProcessorName, TenantId
 from vault.domain.retention import RetentionLimits
@@ -146,6 +147,17 @@ class RetentionSection(Section):
         )
 
 
+class CardsSection(Section):
+    """What becomes of cards that are stored."""
+
+    activate_on: Literal["tokenize", "first_approval"] = "tokenize"
+    """`first_approval`: a new card is pending until the processor reports that its first payment was approved."""
+
+    def first_state(self) -> CardState:
+        """The state of a card that is stored for the first time."""
+        return CardState.ACTIVE if self.activate_on == "tokenize" else CardState.PENDING
+
+
 class IdentitySection(Section):
     """One client certificate's URI and what it may be."""
 
@@ -213,6 +225,7 @@ class Settings(CommonSettings):
     """The whole file, for a server."""
 
     server: ServerSection
+    cards: CardsSection = CardsSection()
     identities: tuple[IdentitySection, ...]
 
     def identities_by_uri(self) -> Mapping[str, Identity]:
@@ -232,4 +245,5 @@ class OperatorSettings(CommonSettings):
     """The file for operator commands; what it says of a server is not looked at."""
 
     server: object = None
+    cards: object = None
     identities: object = None

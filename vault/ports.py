@@ -16,10 +16,22 @@ from typing import Protocol
 from vault.domain.audit import AuditEvent
 from vault.domain.brand import Brand
 from vault.domain.card import CardState, Expiry, StoredCard
-from vault.domain.consent import ConsentEntry
+from vault.domain.consent import ConsentEntry, GivenConsent
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.domain.grant import Grant, Redeemable, SealedKey
-from vault.domain.ids import CustomerId, EventId, IdempotencyKey, OnceId, OrderId, TenantId, Token
+from vault.domain.ids import (
+    ConsentId,
+    CustomerId,
+    EventId,
+    IdempotencyKey,
+    NetworkTransactionId,
+    OnceId,
+    OrderId,
+    ProcessorName,
+    TenantId,
+    Token,
+)
+from vault.domain.outcome import PaymentOutcome
 
 # --- time and randomness --------------------------------------------------------------------------------------------
 
@@ -128,6 +140,33 @@ class PageCursor:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsentCursor:
+    """Where the next page of a customer's consents begins: after this one."""
+
+    agreed_at: datetime
+    consent: ConsentId
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCursor:
+    """Where the next page of a customer's releases begins: after this one."""
+
+    released_at: datetime
+    event: EventId
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One stored card that went to a processor, as the audit log has it."""
+
+    event: EventId
+    token: Token
+    order: OrderId
+    processor: ProcessorName
+    released_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class SealedCard:
     """A card at rest: its wrapped data key and its ciphertext."""
 
@@ -171,6 +210,8 @@ class OnceKey:
     key: SealedKey
     created_at: datetime
     expires_at: datetime
+    token: Token | None = None
+    """The card that was stored in the same call, whose first payment this token then makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +274,24 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class OutcomeReport:
+    """What became of a payment, to be recorded if it is the first that is heard of it."""
+
+    grant: GrantKey
+    processor: ProcessorName
+    order: OrderId
+    outcome: PaymentOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A payment of this card was approved, under this id of the scheme."""
+
+    card: CardRef
+    network_transaction_id: NetworkTransactionId | None
+
+
+@dataclass(frozen=True, slots=True)
 class Erased:
     """What an erasure removed."""
 
@@ -267,6 +326,16 @@ class Reader(Protocol):
 
     def idempotency(self, ids: Sequence[IdempotencyId]) -> Mapping[IdempotencyId, IdempotencyRecord]:
         """Records by key, expired ones too."""
+
+    def consents_given(
+        self, tenant: TenantId, customer: CustomerId, *, after: ConsentCursor | None, limit: int
+    ) -> Sequence[GivenConsent]:
+        """Every consent that the customer gave, also those withdrawn, oldest first."""
+
+    def releases(
+        self, tenant: TenantId, customer: CustomerId, *, after: ReleaseCursor | None, limit: int
+    ) -> Sequence[Release]:
+        """Every release of a stored card of the customer, also of cards erased since, oldest first."""
 
     def setting(self, name: str) -> str | None:
         """A fact about this database, such as its environment label."""
@@ -303,8 +372,9 @@ class Writer(Reader, Protocol):
     def reseal_cards(self, cards: Sequence[NewCard]) -> frozenset[Token]:
         """Replace expiry, consent, state and secret of stored cards, where the stored record version is one less.
 
-        Adds their consents to the ledger. Tenant, customer, token and fingerprint value must match; the fingerprint's
-        version may be older than the newest. Returns the tokens changed; of the others nothing is stored.
+        A card that is active stays so. Adds their consents to the ledger. Tenant, customer, token and fingerprint value
+        must match; the fingerprint's version may be older than the newest. Returns the tokens changed; of the others
+        nothing is stored.
         """
 
     def insert_once_keys(self, keys: Sequence[OnceKey]) -> None:
@@ -332,8 +402,22 @@ class Writer(Reader, Protocol):
         """Use up grants, each at most once ever; returns the SHA-256 values won.
 
         Won only if, in this transaction, the grant is open and unexpired and its target is still what was unwrapped:
-        the stored card active, with that record version and a consent that has not ended; or the one-time key unspent
-        and unexpired, whose wrapped key is then destroyed.
+        the stored card active, or pending and the grant for a customer-initiated payment, with that record version and
+        a consent that was not withdrawn and has not ended; or the one-time key unspent and unexpired, whose wrapped key
+        is then destroyed.
+        """
+
+    def record_outcomes(self, reports: Sequence[OutcomeReport], *, now: datetime) -> Mapping[bytes, CardRef | None]:
+        """Record the first outcome of used grants, where processor and order are the grant's.
+
+        Returns the SHA-256 values recorded, each with its card if that is still stored: for a grant of a one-time token
+        the card that was stored in the same call. Each grant stands once in a call.
+        """
+
+    def approve_cards(self, approvals: Sequence[Approval]) -> frozenset[Token]:
+        """Make pending cards active; returns those that became so.
+
+        A card that has no network transaction id yet keeps the first one given.
         """
 
     def update_expiry(self, ref: CardRef, expiry: Expiry) -> bool:
@@ -343,9 +427,16 @@ class Writer(Reader, Protocol):
         """Make it the customer's default card; False if there is no such card."""
 
     def erase_cards(
-        self, tenant: TenantId, customer: CustomerId, token: Token | None, *, event_id: EventId, now: datetime
+        self,
+        tenant: TenantId,
+        customer: CustomerId,
+        token: Token | None,
+        *,
+        event_id: EventId,
+        now: datetime,
+        only_pending: bool = False,
     ) -> Erased:
-        """Erase one card, or with `token` None all cards of the customer.
+        """Erase one card, or with `token` None all cards of the customer; with `only_pending` none that is active.
 
         Removes card and secret, revokes open grants, empties idempotency records that speak of the card, adds a
         withdrawal to the consent ledger and a tombstone that names `event_id`.

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from vault.domain.brand import Brand
+from vault.domain.consent import LedgerEntry
 from vault.domain.errors import CardVaultError, KeyRefused, Kind
 from vault.domain.grant import SealedKey
 from vault.domain.ids import ConsentId, CustomerId, EventId, TenantId, Token
@@ -208,6 +209,9 @@ class OperatorReader(Reader, Protocol):
 
     def count_due_rows(self, at: Deadlines) -> Mapping[RowRule, int]:
         """How many rows beside cards are due."""
+
+    def consent_ledger(self, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
+        """Every consent and withdrawal of the customer, oldest first."""
 
 
 class OperatorWriter(OperatorReader, Writer, Protocol):

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.installation import eventually
 from tests.support.raw import execute, rows, scalar
+from tests.support.seal import seal
 from tests.support.terminal import DUE, FAILED, INTERRUPTED, OK, REFUSED, USAGE, Terminal, Typed
 from vault.keyring.setup import LoginName
 
@@ -150,7 +151,7 @@ def test_a_run_whose_vault_is_gone_for_a_moment_waits_for_it_and_json_stays_json
     terminal.type("rotate", "--reason", "planned")
     command = [sys.executable, "-m", "vault", "keys", "rewrap", "-c", str(terminal.config()), "--reason", "x", "--json"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    terminal.openbao.root().client.sys.seal()
+    seal(terminal.openbao)
     assert running.stderr is not None
     first = running.stderr.readline()
     terminal.openbao.unseal()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -21,6 +22,7 @@ from vault.domain.card import CardDetails
 from vault.domain.consent import CardUse
 from vault.domain.errors import (
     CardVaultError,
+    ConsentRequired,
     Contention,
     KeyRefused,
     KeyRingUnavailable,
@@ -373,6 +375,41 @@ def test_a_card_whose_consent_was_removed_from_the_ledger_is_not_released(bench:
 
     assert isinstance(bench.redeem(issued), Refused)
     assert _released_events(bench) == 0
+
+
+@dataclass
+class LateClock:
+    """Says `early` so many times, and from then on `late`."""
+
+    early: datetime
+    late: datetime
+    times: int
+
+    def now(self) -> datetime:
+        self.times -= 1
+        return self.early if self.times >= 0 else self.late
+
+
+def test_a_consent_that_ends_while_vault_answers_stores_nothing_and_leaves_its_neighbour_alone(bench: Bench) -> None:
+    now = bench.world.clock.now()
+    ending, lasting = (
+        replace(
+            bench.command(fresh_card(), key=key, customer=key),
+            consent=consent(agreed_until=now + timedelta(minutes=minutes)),
+        )
+        for key, minutes in (("ending", 1), ("lasting", 9))
+    )
+    clock = LateClock(now, now + timedelta(minutes=1), times=1)
+    intake = bench.tokenize._keys
+
+    refused, stored = Tokenize(world=replace(bench.world, clock=clock), keys=intake)([ending, lasting])
+
+    assert isinstance(refused, ConsentRequired)
+    assert (refused.reason, refused.audited) == ("consent_ended", True)
+    assert isinstance(stored, Tokenized)
+    assert rows(bench.url, "SELECT customer_id FROM cards") == [("lasting",)]
+    assert rows(bench.url, "SELECT customer_id FROM consents") == [("lasting",)]
+    assert rows(bench.url, "SELECT idempotency_key FROM idempotency") == [("lasting",)]
 
 
 def test_a_fingerprint_exchanged_with_another_cards_leads_no_number_under_that_cards_display(

@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 
 from vault.config import Settings
-from vault.config_file import LEAKING_VARIABLES, SECRET_VARIABLES, ConfigProblems, load, problems_with
+from vault.config_file import (
+    LEAKING_VARIABLES,
+    SECRET_VARIABLES,
+    ConfigProblems,
+    load,
+    load_for_operator,
+    problems_with,
+)
 from vault.domain.caller import Role
+from vault.domain.card import CardState
 from vault.embedded.pki import CertificateFiles, DevelopmentCa
 
 SECRET = "correct-horse-battery"
@@ -173,6 +181,11 @@ SHAPES: dict[str, tuple[str, Any, str]] = {
         None,
         "vault.intake: give role_id_file and secret_id_file, or token_file",
     ),
+    "cards active at some other time": (
+        "cards",
+        {"activate_on": "later"},
+        "cards.activate_on: Input should be 'tokenize' or 'first_approval'",
+    ),
     "no service": ("server.services", [], "server.services: names no service"),
     "unknown service": (
         "server.services",
@@ -224,6 +237,25 @@ def test_what_is_wrong_is_said_by_name(
     facts: dict[str, Any], tmp_path: Path, path: str, value: Any, problem: str
 ) -> None:
     assert problems_of(changed(facts, path, value), tmp_path) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("section", "state"),
+    [
+        (None, CardState.ACTIVE),
+        ({}, CardState.ACTIVE),
+        ({"activate_on": "tokenize"}, CardState.ACTIVE),
+        ({"activate_on": "first_approval"}, CardState.PENDING),
+    ],
+)
+def test_a_new_card_is_active_unless_it_is_to_wait_for_its_first_approval(
+    facts: dict[str, Any], tmp_path: Path, section: dict[str, str] | None, state: CardState
+) -> None:
+    file = write(facts if section is None else {**facts, "cards": section}, tmp_path)
+
+    assert load(file).cards.first_state() is state
+    # What it says of new cards is nothing to operator commands.
+    assert load_for_operator(file).environment == "test"
 
 
 @pytest.mark.parametrize(

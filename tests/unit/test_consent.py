@@ -14,6 +14,7 @@ from tests.support.problems import problem_of
 from tests.support.world import NOW, consent, consent_entry
 from vault.domain.consent import CardUse, Consent, ConsentChannel
 from vault.domain.errors import InvalidField
+from vault.v1 import cards_pb2
 
 LATER = NOW + timedelta(days=1)
 
@@ -53,6 +54,17 @@ def test_uses_must_be_known_and_named_once(uses: list[int]) -> None:
 @pytest.mark.parametrize("channel", [0, 5, -1, 2**31 - 1])
 def test_a_channel_must_be_known_so_a_ticked_box_in_advance_cannot_be_reported(channel: int) -> None:
     assert _field_at_fault(channel=channel) == "consent.channel"
+
+
+@pytest.mark.parametrize("enum", [ConsentChannel, cards_pb2.ConsentChannel], ids=["domain", "contract"])
+def test_no_channel_stands_for_a_box_ticked_in_advance_or_for_consent_that_was_implied(enum: Any) -> None:
+    names = {name.removeprefix("CONSENT_CHANNEL_") for name in (enum.keys() if hasattr(enum, "keys") else _names(enum))}
+
+    assert names - {"UNSPECIFIED"} == {"WEB", "APP", "PHONE", "PAPER"}
+
+
+def _names(enum: type[ConsentChannel]) -> list[str]:
+    return [channel.name for channel in enum]
 
 
 @pytest.mark.parametrize("digest", [b"", bytes(31), bytes(33), b"a" * 64])

@@ -50,8 +50,10 @@ from vault.domain.grant import (
     SealedKey,
     decide_redemption,
     parse_lifetime,
+    why_no_outcome,
 )
 from vault.domain.ids import OnceId, OrderId, ProcessorName
+from vault.domain.outcome import PaymentOutcome
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors/one_time_token.json").read_text())
 AMOUNT = Money(1999, "EUR")
@@ -348,7 +350,11 @@ REFUSALS: dict[str, tuple[Redeemable | None, dict[str, Any], str]] = {
     "another amount": (Redeemable(_grant(), _stored()), {"amount": Money(2000, "EUR")}, "wrong_amount"),
     "another currency": (Redeemable(_grant(), _stored()), {"amount": Money(1999, "USD")}, "wrong_amount"),
     "card erased": (Redeemable(_grant(), None), {}, "card_gone"),
-    "card pending": (Redeemable(_grant(), _stored(is_active=False)), {}, "card_pending"),
+    "card pending": (
+        Redeemable(_grant(purpose=CardUse.RECURRING), _stored(is_active=False, consent=OTHER_USE)),
+        {},
+        "card_pending",
+    ),
     "card expired": (Redeemable(_grant(), _stored(expiry=Expiry(year=2026, month=5))), {}, "card_expired"),
     "consent ended": (Redeemable(_grant(), _stored(consent=ENDED)), {}, "consent_missing"),
     "use not agreed to": (Redeemable(_grant(), _stored(consent=OTHER_USE)), {}, "consent_missing"),
@@ -367,6 +373,29 @@ def test_a_grant_is_refused_with_the_reason_for_the_audit_log(case: str) -> None
     found, changes, reason = REFUSALS[case]
 
     assert _decide(found, **changes) == Denied(reason)
+
+
+@pytest.mark.parametrize("purpose", CardUse)
+def test_a_pending_card_is_good_for_payments_that_the_customer_starts_alone(purpose: CardUse) -> None:
+    everything = consent_entry(consent(uses=list(CardUse)))
+    pending = _stored(is_active=False, consent=everything)
+
+    decision = _decide(Redeemable(_grant(purpose=purpose), pending))
+
+    assert isinstance(decision, Allowed) == (purpose is CardUse.CUSTOMER_INITIATED)
+
+
+def test_an_outcome_is_refused_with_the_reason_for_the_audit_log() -> None:
+    used = _grant(state=GrantState.USED, outcome=PaymentOutcome.APPROVED)
+    asked: dict[str, Any] = {"processor": PROCESSOR, "order": ORDER, "outcome": PaymentOutcome.APPROVED}
+
+    assert why_no_outcome(used, **asked) is None
+    assert why_no_outcome(None, **asked) == "unknown_grant"
+    assert why_no_outcome(used, **asked | {"processor": ProcessorName("other-pay")}) == "wrong_processor"
+    assert why_no_outcome(used, **asked | {"order": OrderId("order-2")}) == "wrong_order"
+    assert why_no_outcome(used, **asked | {"outcome": PaymentOutcome.DECLINED}) == "other_outcome"
+    assert why_no_outcome(_grant(), **asked) == "grant_unused"
+    assert why_no_outcome(_grant(state=GrantState.REVOKED), **asked) == "grant_revoked"
 
 
 def test_a_grant_is_good_until_the_moment_before_its_end() -> None:

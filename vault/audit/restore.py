@@ -20,9 +20,11 @@ from vault.audit.sequencer import frontier_of, head_of
 from vault.audit.verify import Watch, unwatched, verify_directory
 from vault.domain.audit import AuditEvent, Outcome
 from vault.domain.errors import PreconditionFailed, StoreUnavailable
-from vault.domain.ids import CustomerId, TenantId, Token
+from vault.domain.ids import CustomerId, NetworkTransactionId, TenantId, Token
+from vault.ports import Approval, CardRef
 from vault.ports_audit import LogStore, LogWriter, NewLeaf, NewNode
 from vault.usecases.operating import Operator, OperatorWorld
+from vault.usecases.outcomes import ACTIVATED, REPORTED
 
 PAGE = 500
 
@@ -149,7 +151,10 @@ class Reconcile:
                 nodes += [NewNode(node.level, node.index, node.value) for node in frontier.append(value)]
             if not tx.put_back_in_log(head, head_of(frontier), events=page, leaves=leaves, nodes=nodes):
                 raise StoreUnavailable("audit_log_moved")
-            erased = sum(self._erase_again(tx, each) for each in page)
+            erased = 0
+            for each in page:
+                erased += self._erase_again(tx, each)
+                self._activate_again(tx, each)
         report.events += len(page)
         report.cards_erased += erased
         for each in page:
@@ -181,6 +186,16 @@ class Reconcile:
             now=event.occurred_at,
         )
         return erased.cards
+
+    def _activate_again(self, tx: LogWriter, event: AuditEvent) -> None:
+        """A card whose first payment was approved after the backup must not be erased for waiting too long."""
+        if event.event != REPORTED or event.outcome is not Outcome.OK or event.details.get("card") != ACTIVATED:
+            return
+        card = CardRef(
+            TenantId(event.tenant), CustomerId(event.customer), Token(str(event.details.get("token", event.target)))
+        )
+        known = event.details.get("network_transaction_id")
+        tx.approve_cards([Approval(card, None if known is None else NetworkTransactionId(str(known)))])
 
     def _lost(self) -> list[str]:
         """Of cards stored after the backup and not erased since, those that are not there."""

@@ -35,8 +35,10 @@ retention = typer.Typer(
     help="Nothing is kept longer than it may be. Servers remove what is due by themselves; these show and prove it.",
     no_args_is_help=True,
 )
+consent = typer.Typer(name="consent", help="The ledger of customers' consents.", no_args_is_help=True)
 app.add_typer(database)
 app.add_typer(tenants)
+app.add_typer(consent)
 app.add_typer(vault)
 app.add_typer(keys)
 app.add_typer(audit)
@@ -644,6 +646,23 @@ def data_map(as_json: Json = False) -> None:
     from vault.cli import data_map as command
 
     raise typer.Exit(command.show(as_json=as_json))
+
+
+@consent.command("show")
+def consent_show(
+    config: Config,
+    customer: Annotated[str, typer.Argument(help="The shop's own name for the customer.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="The shop.")],
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Show every consent and withdrawal of a customer, in order: the evidence for a dispute.
+
+    Looking stands in the audit log. Needs no login to Vault. Exit 0: shown; 1: the ledger has nothing of this customer.
+    """
+    from vault.cli import consent as command
+
+    raise typer.Exit(command.show(config, tenant=tenant, customer=customer, reason=reason, as_json=as_json))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from calendar import monthrange
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import NoReturn
 
@@ -145,6 +145,11 @@ class CardState(IntEnum):
 
     ACTIVE = 1
     PENDING = 2
+    """Good for nothing but a customer-initiated payment, until the first of them is approved."""
+
+
+PENDING_FOR = timedelta(hours=24)
+"""How long after it was first stored a card may stay pending; then it is erased (PCI DSS 3.2.1)."""
 
 
 @dataclass(frozen=True, slots=True)

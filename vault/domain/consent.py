@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from vault.domain.errors import InvalidField
-from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
+from vault.domain.ids import ConsentId, CustomerId, EventId, TenantId, Token
 from vault.domain.pan import contains_pan
 
 _VERSION = re.compile(r"[A-Za-z0-9._:/ -]{1,64}")
@@ -82,6 +83,10 @@ class Consent:
             agreed_until=agreed_until,
         )
 
+    def has_ended(self, now: datetime) -> bool:
+        """Whether the end that was agreed upon has come."""
+        return self.agreed_until is not None and self.agreed_until <= now
+
 
 @dataclass(frozen=True, slots=True)
 class ConsentEntry:
@@ -98,5 +103,69 @@ class ConsentEntry:
 
     def covers(self, use: CardUse, *, now: datetime) -> bool:
         """Whether it allows this use at this time."""
-        ended = self.consent.agreed_until is not None and self.consent.agreed_until <= now
-        return use in self.consent.uses and not ended
+        return use in self.consent.uses and not self.consent.has_ended(now)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenConsent:
+    """One consent in the ledger, and when it was withdrawn if it was."""
+
+    entry: ConsentEntry
+    withdrawn_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """What ends a consent."""
+
+    consent: ConsentId
+    """The consent that it ends."""
+    event: EventId
+    """The audit event that says who asked for it."""
+    requested_by: str
+    """Identity that asked for it; empty where that event is not kept any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One line of the ledger: a consent given, or its withdrawal."""
+
+    consent_id: ConsentId
+    customer: CustomerId
+    token: Token
+    what: ConsentEntry | Withdrawal
+    recorded_at: datetime
+    """By the vault's clock."""
+    is_of_card: bool
+    """Whether a card is stored under it now."""
+
+
+class Standing(StrEnum):
+    """Whether an entry of the ledger allows anything now, and why not."""
+
+    IN_FORCE = "in force"
+    WITHDRAWN = "withdrawn"
+    ENDED = "ended"
+    REPLACED = "replaced by a later consent"
+    NO_CARD = "no card is stored under it"
+    WITHDRAWAL = "a withdrawal"
+
+
+def standings(ledger: Sequence[LedgerEntry], *, now: datetime) -> Sequence[Standing]:
+    """How each entry of a customer's whole ledger stands, in their order."""
+    withdrawn = {entry.what.consent for entry in ledger if isinstance(entry.what, Withdrawal)}
+    given = Counter(entry.token for entry in ledger if isinstance(entry.what, ConsentEntry))
+    return tuple(_standing(entry, entry.consent_id in withdrawn, given[entry.token] > 1, now) for entry in ledger)
+
+
+def _standing(entry: LedgerEntry, is_withdrawn: bool, has_others: bool, now: datetime) -> Standing:
+    match entry.what:
+        case Withdrawal():
+            return Standing.WITHDRAWAL
+        case _ if is_withdrawn:
+            return Standing.WITHDRAWN
+        case _ if not entry.is_of_card:
+            return Standing.REPLACED if has_others else Standing.NO_CARD
+        case ConsentEntry(consent=consent) if consent.has_ended(now):
+            return Standing.ENDED
+    return Standing.IN_FORCE

@@ -100,6 +100,7 @@ _COLUMNS: dict[str, dict[str, tuple[DataClass, bool]]] = {
         "consent_id": (_I, True),
         "created_at": (_O, True),
         "last_used_at": (_O, True),
+        "network_transaction_id": (_P, True),
     },
     "card_secrets": {
         "tenant_id": (_I, False),
@@ -123,6 +124,7 @@ _COLUMNS: dict[str, dict[str, tuple[DataClass, bool]]] = {
         "kek_version": (_O, False),
         "created_at": (_O, True),
         "expires_at": (_O, False),
+        "token": (_I, True),
     },
     "grants": {
         "tenant_id": (_I, False),
@@ -141,6 +143,8 @@ _COLUMNS: dict[str, dict[str, tuple[DataClass, bool]]] = {
         "expires_at": (_O, False),
         "issued_by": (_A, False),
         "closed_at": (_O, True),
+        "outcome": (_P, True),
+        "outcome_at": (_P, True),
     },
     "idempotency": {
         "tenant_id": (_I, False),

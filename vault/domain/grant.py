@@ -13,7 +13,17 @@ from vault.domain.caller import Identity
 from vault.domain.card import Expiry, Secret
 from vault.domain.consent import CardUse, ConsentEntry
 from vault.domain.errors import InvalidField, NotAvailable, Refused
-from vault.domain.ids import RANDOM_BYTES, CustomerId, OnceId, OrderId, ProcessorName, TenantId, Token
+from vault.domain.ids import (
+    RANDOM_BYTES,
+    CustomerId,
+    NetworkTransactionId,
+    OnceId,
+    OrderId,
+    ProcessorName,
+    TenantId,
+    Token,
+)
+from vault.domain.outcome import PaymentOutcome
 
 DEFAULT_LIFETIME = timedelta(minutes=2)
 MIN_LIFETIME = timedelta(seconds=10)
@@ -135,6 +145,8 @@ class Grant:
     issued_at: datetime
     expires_at: datetime
     issued_by: str
+    outcome: PaymentOutcome | None = None
+    """What became of its payment, once the processor has said so."""
 
     @property
     def subject(self) -> str:
@@ -169,6 +181,8 @@ class RedeemableStoredCard:
     expiry: Expiry
     is_active: bool
     consent: ConsentEntry
+    network_transaction_id: NetworkTransactionId | None = None
+    """Of its first approved payment, if the processor named one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +242,8 @@ def decide_redemption(
     match target:
         case None:
             return Denied("card_gone")
-        case RedeemableStoredCard() if not target.is_active:
+        # Each payment that the customer starts may be the first one approved; nothing else may be paid with it yet.
+        case RedeemableStoredCard() if not target.is_active and grant.purpose is not CardUse.CUSTOMER_INITIATED:
             return Denied("card_pending")
         case RedeemableStoredCard() if target.expiry.is_past(now):
             return Denied("card_expired")
@@ -239,6 +254,24 @@ def decide_redemption(
         case RedeemableOnce() if now >= target.expires_at:
             return Denied("one_time_token_expired")
     return Allowed(found, target)
+
+
+def why_no_outcome(
+    grant: Grant | None, *, processor: ProcessorName, order: OrderId, outcome: PaymentOutcome
+) -> str | None:
+    """Why an outcome cannot be reported that the database did not take as the first; None if it only repeats it.
+
+    The reason is for the audit log alone. `grant` is one of a tenant that the processor serves, or None.
+    """
+    if grant is None:
+        return "unknown_grant"
+    checks: tuple[tuple[bool, str], ...] = (
+        (grant.processor == processor, "wrong_processor"),
+        (grant.order == order, "wrong_order"),
+        (grant.state is GrantState.USED, "grant_unused" if grant.state is GrantState.OPEN else f"grant_{grant.state}"),
+        (grant.outcome is outcome, "other_outcome"),
+    )
+    return next((reason for holds, reason in checks if not holds), None)
 
 
 def parse_lifetime(lifetime: timedelta | None) -> timedelta:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from vault.domain.card import Expiry
+from vault.domain.card import PENDING_FOR, Expiry
 
 SLACK = timedelta(hours=24)
 """How late the sweep may be before `cardvault retention verify` says so."""
@@ -66,7 +66,7 @@ class RetentionLimits:
     after_expiry: timedelta = timedelta(days=30)
     """After the end of the card's expiry month."""
     unused: timedelta = timedelta(days=395)
-    pending: timedelta = timedelta(hours=24)
+    pending: timedelta = PENDING_FOR
     """After the consent under which the card waits."""
     closed_grants: timedelta = timedelta(days=30)
     """After the grant's expiry, which is at most 15 minutes after it was used or revoked."""

@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from vault.domain import letters
 from vault.domain.audit import InclusionProof
 from vault.domain.card import CardDetails, Expiry, HolderName, SecurityCode, StoredCard
-from vault.domain.consent import CardUse, Consent
+from vault.domain.consent import CardUse, Consent, ConsentEntry
 from vault.domain.errors import InvalidField
 from vault.domain.grant import GrantText, Money, OneTimeToken, parse_lifetime
 from vault.domain.ids import RANDOM_BYTES, CustomerId, IdempotencyKey, OrderId, ProcessorName, Token
@@ -73,15 +73,6 @@ def encode_time(moment: datetime) -> timestamp_pb2.Timestamp:
 
 def encode_card(card: StoredCard, *, now: datetime) -> cards_pb2.Card:
     """A stored card as it may be shown."""
-    entry = card.consent
-    summary = cards_pb2.ConsentSummary(
-        consent_id=entry.consent_id,
-        terms_version=entry.consent.terms_version,
-        uses=[cards_pb2.CardUse.ValueType(use) for use in entry.consent.uses],
-        agreed_at=encode_time(entry.agreed_at),
-    )
-    if entry.consent.agreed_until is not None:
-        summary.agreed_until.FromDatetime(entry.consent.agreed_until)
     return cards_pb2.Card(
         token=card.token,
         brand=cards_pb2.Brand.ValueType(card.brand),
@@ -91,8 +82,23 @@ def encode_card(card: StoredCard, *, now: datetime) -> cards_pb2.Card:
         is_default=card.is_default,
         state=cards_pb2.CardState.ValueType(card.state),
         created_at=encode_time(card.created_at),
-        consent=summary,
+        consent=encode_consent(card.consent, withdrawn_at=None),
     )
+
+
+def encode_consent(entry: ConsentEntry, *, withdrawn_at: datetime | None) -> cards_pb2.ConsentSummary:
+    """What a consent says, as it may be shown."""
+    summary = cards_pb2.ConsentSummary(
+        consent_id=entry.consent_id,
+        terms_version=entry.consent.terms_version,
+        uses=[cards_pb2.CardUse.ValueType(use) for use in entry.consent.uses],
+        agreed_at=encode_time(entry.agreed_at),
+    )
+    if entry.consent.agreed_until is not None:
+        summary.agreed_until.FromDatetime(entry.consent.agreed_until)
+    if withdrawn_at is not None:
+        summary.withdrawn_at.FromDatetime(withdrawn_at)
+    return summary
 
 
 def _decode_moment(message: timestamp_pb2.Timestamp, *, field: str) -> datetime:
@@ -212,14 +218,19 @@ def decode_revoke_grant(request: checkout_pb2.RevokeGrantRequest, call: Call) ->
 
 def decode_list_cards(request: account_pb2.ListCardsRequest, call: Call) -> ListCardsQuery:
     """One page."""
-    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
-        raise InvalidField("page_size", f"must be 1 to {MAX_PAGE_SIZE}")
     return ListCardsQuery(
         caller=call.caller,
+        limit=decode_page_size(request.page_size),
         customer=CustomerId.parse(request.customer_id, field="customer_id"),
         after=_decode_cursor(request.page_token) if request.page_token else None,
-        limit=request.page_size or DEFAULT_PAGE_SIZE,
     )
+
+
+def decode_page_size(asked: int) -> int:
+    """How many items a page may have."""
+    if not 0 <= asked <= MAX_PAGE_SIZE:
+        raise InvalidField("page_size", f"must be 1 to {MAX_PAGE_SIZE}")
+    return asked or DEFAULT_PAGE_SIZE
 
 
 def encode_card_page(page: CardPage, *, now: datetime) -> account_pb2.ListCardsResponse:
@@ -231,19 +242,28 @@ def encode_card_page(page: CardPage, *, now: datetime) -> account_pb2.ListCardsR
 
 
 def _encode_cursor(cursor: PageCursor) -> str:
-    micros = (cursor.created_at - _EPOCH) // _MICROSECOND
-    return letters.encode(micros.to_bytes(8, "big") + cursor.token.raw())
+    return letters.encode(pack_place(cursor.created_at, cursor.token.raw()))
 
 
 def _decode_cursor(text: str) -> PageCursor:
-    raw = letters.decode(text)
-    if raw is None or len(raw) != 8 + RANDOM_BYTES:
+    moment, raw = unpack_place(letters.decode(text))
+    return PageCursor(moment, Token.from_random(raw))
+
+
+def pack_place(moment: datetime, raw: bytes) -> bytes:
+    """A place in a list that is ordered by time and then by a drawn name (24 bytes)."""
+    return ((moment - _EPOCH) // _MICROSECOND).to_bytes(8, "big") + raw
+
+
+def unpack_place(packed: bytes | None) -> tuple[datetime, bytes]:
+    """What `pack_place` made. Raises `InvalidField`."""
+    if packed is None or len(packed) != 8 + RANDOM_BYTES:
         raise InvalidField("page_token", "is not one of ours")
     try:
-        moment = _EPOCH + timedelta(microseconds=int.from_bytes(raw[:8], "big"))
+        moment = _EPOCH + timedelta(microseconds=int.from_bytes(packed[:8], "big"))
     except OverflowError:
         raise InvalidField("page_token", "is not one of ours") from None
-    return PageCursor(moment, Token.from_random(raw[8:]))
+    return moment, packed[8:]
 
 
 def decode_get_card(request: account_pb2.GetCardRequest, call: Call) -> CardCommand:

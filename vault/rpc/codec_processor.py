@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from vault.domain.errors import InvalidField
 from vault.domain.grant import GrantText
-from vault.domain.ids import OrderId
+from vault.domain.ids import NetworkTransactionId, OrderId
+from vault.domain.outcome import PaymentOutcome
 from vault.rpc.codec import decode_money, encode_expiry
 from vault.rpc.door import Call
 from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
+from vault.usecases.outcomes import ReportOutcomeCommand
 from vault.v1 import cards_pb2, processor_pb2
 
 
@@ -33,4 +36,26 @@ def encode_released_card(released: ReleasedCard) -> processor_pb2.DetokenizeResp
         security_code=card.security_code.reveal_text(),
         brand=cards_pb2.Brand.ValueType(card.pan.brand),
         purpose=cards_pb2.CardUse.ValueType(released.purpose),
+        network_transaction_id=released.network_transaction_id or "",
     )
+
+
+def decode_report_outcome(request: processor_pb2.ReportOutcomeRequest, call: Call) -> ReportOutcomeCommand:
+    """What became of a payment."""
+    reference = request.network_transaction_id
+    return ReportOutcomeCommand(
+        caller=call.caller,
+        order=OrderId.parse(request.order_id, field="order_id"),
+        outcome=_decode_outcome(request.outcome),
+        network_transaction_id=NetworkTransactionId.parse(reference, field="network_transaction_id")
+        if reference
+        else None,
+        grant=GrantText.parse(request.grant),
+    )
+
+
+def _decode_outcome(value: int) -> PaymentOutcome:
+    try:
+        return PaymentOutcome(value)
+    except ValueError:
+        raise InvalidField("outcome", "must be approved or declined") from None

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from vault.domain.card import StoredCard
 from vault.domain.errors import NotServed
 from vault.ports import Clock
-from vault.rpc import codec, codec_processor
+from vault.rpc import codec, codec_export, codec_processor
 from vault.rpc.coalescer import Coalescer
 from vault.rpc.door import Call
 from vault.usecases.accounts import (
@@ -20,7 +20,9 @@ from vault.usecases.accounts import (
     ListCardsQuery,
 )
 from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
+from vault.usecases.export import ExportPage, ExportQuery
 from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokedGrant, RevokeGrantCommand
+from vault.usecases.outcomes import OutcomeNoted, ReportOutcomeCommand
 from vault.usecases.tokenize import TokenizeCommand, Tokenized
 from vault.v1 import account_pb2, cards_pb2, checkout_pb2, processor_pb2
 
@@ -78,6 +80,7 @@ class AccountServicer:
     update_card: Coalescer[CardCommand, StoredCard]
     set_default_card: Coalescer[CardCommand, StoredCard]
     erase: Coalescer[EraseCommand, ErasureReceipt]
+    export: Coalescer[ExportQuery, ExportPage]
 
     async def ListCards(self, request: account_pb2.ListCardsRequest, call: Call) -> account_pb2.ListCardsResponse:
         """See the proto."""
@@ -115,10 +118,11 @@ class AccountServicer:
         return account_pb2.EraseCustomerResponse(receipt=codec.encode_receipt(receipt))
 
     async def ExportCustomer(
-        self, _: account_pb2.ExportCustomerRequest, __: Call
+        self, request: account_pb2.ExportCustomerRequest, call: Call
     ) -> account_pb2.ExportCustomerResponse:
-        """See the proto. Not served by this release."""
-        raise NotServed("export_customer")
+        """See the proto."""
+        page = await self.export.submit(codec_export.decode_export(request, call), budget=call.budget)
+        return codec_export.encode_export(page, now=self.clock.now())
 
     def _shown(self, card: StoredCard) -> cards_pb2.Card:
         return codec.encode_card(card, now=self.clock.now())
@@ -130,6 +134,7 @@ class ProcessorServicer:
 
     clock: Clock
     detokenize: Coalescer[DetokenizeCommand, ReleasedCard]
+    report_outcome: Coalescer[ReportOutcomeCommand, OutcomeNoted]
 
     async def Detokenize(
         self, request: processor_pb2.DetokenizeRequest, call: Call
@@ -140,7 +145,8 @@ class ProcessorServicer:
         return codec_processor.encode_released_card(released)
 
     async def ReportOutcome(
-        self, _: processor_pb2.ReportOutcomeRequest, __: Call
+        self, request: processor_pb2.ReportOutcomeRequest, call: Call
     ) -> processor_pb2.ReportOutcomeResponse:
-        """See the proto. Not served by this release."""
-        raise NotServed("report_outcome")
+        """See the proto."""
+        await self.report_outcome.submit(codec_processor.decode_report_outcome(request, call), budget=call.budget)
+        return processor_pb2.ReportOutcomeResponse()

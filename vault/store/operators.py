@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from vault.domain.ids import EventId
+from vault.domain.consent import LedgerEntry
+from vault.domain.ids import CustomerId, EventId, TenantId
 from vault.domain.retention import Deadlines, RowRule
 from vault.ports_operator import (
     CardKey,
@@ -17,7 +18,7 @@ from vault.ports_operator import (
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import read_wraps, retention, write_grants, write_idempotency, write_wraps
+from vault.store import read_customer, read_wraps, retention, write_grants, write_idempotency, write_wraps
 from vault.store.logbook import SqlLogReader, SqlLogWriter
 
 
@@ -61,6 +62,10 @@ class SqlOperatorReader(SqlLogReader):
     def settings(self, prefix: str) -> Mapping[str, str]:
         """Facts whose name begins with `prefix`."""
         return read_wraps.settings_of(self._link, prefix)
+
+    def consent_ledger(self, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
+        """Every consent and withdrawal of the customer, oldest first."""
+        return read_customer.ledger(self._link, tenant, customer)
 
     def due_cards(self, at: Deadlines, *, after: CardKey | None, limit: int) -> DuePage:
         """Look at `limit` cards in order, after a card."""

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import and_, bindparam, select, tuple_
+from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select, tuple_
 
 from vault.domain.card import StoredCard
+from vault.domain.consent import GivenConsent
 from vault.domain.grant import Grant, Redeemable
 from vault.domain.ids import CustomerId, OnceId, TenantId, Token
 from vault.ports import (
     CardRef,
+    ConsentCursor,
     Fingerprint,
     GrantKey,
     IdempotencyId,
@@ -20,7 +22,10 @@ from vault.ports import (
     KnownCard,
     OnceKey,
     PageCursor,
+    Release,
+    ReleaseCursor,
 )
+from vault.store import read_customer
 from vault.store import rows as as_domain
 from vault.store.columns import Engine
 from vault.store.given import Given
@@ -36,6 +41,20 @@ from vault.store.rows import (
 from vault.store.tables import card_secrets, cards, consents, grants, idempotency, once_keys, settings
 
 _CONSENT_OF_CARD = and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id)
+
+
+def not_withdrawn() -> ColumnElement[bool]:
+    """That the ledger has no withdrawal of the card's consent. Such a card is gone wherever it may come from."""
+    withdrawals = consents.alias("withdrawals")
+    # Not EXISTS: PostgreSQL might read every withdrawal there is into a hash table to look one up.
+    one = (
+        select(withdrawals.c.consent_id)
+        .where(withdrawals.c.tenant_id == cards.c.tenant_id, withdrawals.c.withdraws_consent_id == cards.c.consent_id)
+        .limit(literal_column("1"))
+        .correlate(cards)
+        .scalar_subquery()
+    )
+    return one.is_(None)
 
 
 def _is_default(tenant: Any, customer: Any) -> Any:
@@ -130,7 +149,7 @@ def _grants(engine: Engine, *, with_target: bool) -> Batch:
             card_secrets,
             and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token),
         )
-        .outerjoin(consents, _CONSENT_OF_CARD)
+        .outerjoin(consents, and_(_CONSENT_OF_CARD, not_withdrawn()))
         .outerjoin(
             once_keys, and_(once_keys.c.tenant_id == grants.c.tenant_id, once_keys.c.once_id == grants.c.once_id)
         )
@@ -209,6 +228,18 @@ class SqlReader:
         found = self._link.batch_rows(_idempotency(self._link.engine), wanted)
         records = map(as_domain.idempotency_record, found)
         return {record.id: record for record in records}
+
+    def consents_given(
+        self, tenant: TenantId, customer: CustomerId, *, after: ConsentCursor | None, limit: int
+    ) -> Sequence[GivenConsent]:
+        """Every consent that the customer gave, also those withdrawn, oldest first."""
+        return read_customer.given(self._link, tenant, customer, after, limit)
+
+    def releases(
+        self, tenant: TenantId, customer: CustomerId, *, after: ReleaseCursor | None, limit: int
+    ) -> Sequence[Release]:
+        """Every release of a stored card of the customer, also of cards erased since, oldest first."""
+        return read_customer.releases(self._link, tenant, customer, after, limit)
 
     def setting(self, name: str) -> str | None:
         """A fact about this database."""

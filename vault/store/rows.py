@@ -10,7 +10,18 @@ from vault.domain.brand import Brand
 from vault.domain.card import CardState, Expiry, StoredCard
 from vault.domain.consent import CardUse, Consent, ConsentChannel, ConsentEntry
 from vault.domain.grant import Grant, GrantState, Money, Redeemable, RedeemableOnce, RedeemableStoredCard, SealedKey
-from vault.domain.ids import ConsentId, CustomerId, IdempotencyKey, OnceId, OrderId, ProcessorName, TenantId, Token
+from vault.domain.ids import (
+    ConsentId,
+    CustomerId,
+    IdempotencyKey,
+    NetworkTransactionId,
+    OnceId,
+    OrderId,
+    ProcessorName,
+    TenantId,
+    Token,
+)
+from vault.domain.outcome import PaymentOutcome
 from vault.ports import IdempotencyId, IdempotencyRecord, NewCard, OnceKey
 from vault.store.tables import card_secrets, cards, consents, grants, idempotency, once_keys
 
@@ -61,6 +72,7 @@ GRANT_COLUMNS: tuple[ColumnElement[Any], ...] = (
     grants.c.issued_at,
     grants.c.expires_at,
     grants.c.issued_by,
+    grants.c.outcome,
 )
 
 TARGET_COLUMNS: tuple[ColumnElement[Any], ...] = (
@@ -68,6 +80,7 @@ TARGET_COLUMNS: tuple[ColumnElement[Any], ...] = (
     cards.c.state.label("card_state"),
     cards.c.expiry_year,
     cards.c.expiry_month,
+    cards.c.network_transaction_id,
     card_secrets.c.wrapped_key.label("card_wrapped_key"),
     card_secrets.c.ciphertext,
     card_secrets.c.record_version,
@@ -84,6 +97,7 @@ ONCE_COLUMNS: tuple[ColumnElement[Any], ...] = (
     once_keys.c.wrapped_key,
     once_keys.c.created_at,
     once_keys.c.expires_at,
+    once_keys.c.token,
 )
 
 IDEMPOTENCY_COLUMNS: tuple[ColumnElement[Any], ...] = tuple(idempotency.columns)
@@ -200,6 +214,7 @@ def grant(row: Any) -> Grant:
         issued_at=row.issued_at,
         expires_at=row.expires_at,
         issued_by=row.issued_by,
+        outcome=None if row.outcome is None else PaymentOutcome(row.outcome),
     )
 
 
@@ -218,6 +233,9 @@ def redeemable(row: Any) -> Redeemable:
             expiry=Expiry(row.expiry_year, row.expiry_month),
             is_active=row.card_state == CardState.ACTIVE,
             consent=consent_entry(row, found.tenant),
+            network_transaction_id=None
+            if row.network_transaction_id is None
+            else NetworkTransactionId(row.network_transaction_id),
         )
     elif found.once_id is not None and row.once_wrapped_key is not None:
         target = RedeemableOnce(
@@ -238,6 +256,7 @@ def once_key(row: Any) -> OnceKey:
         key=SealedKey(row.wrapped_key),
         created_at=row.created_at,
         expires_at=row.expires_at,
+        token=None if row.token is None else Token(row.token),
     )
 
 

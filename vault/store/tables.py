@@ -67,7 +67,16 @@ consents = Table(
         "OR (kind = 'withdrawn' AND withdraws_consent_id IS NOT NULL AND event_id IS NOT NULL)",
         name="kind",
     ),
+    # The customer first: while the table is new, PostgreSQL would look for one consent of a tenant by this index, too.
+    Index("ix_consents_customer", "customer_id", "tenant_id", "recorded_at"),
     comment="Append-only ledger of customers' opt-ins and withdrawals",
+)
+Index(
+    "ix_consents_withdrawals",
+    consents.c.tenant_id,
+    consents.c.withdraws_consent_id,
+    sqlite_where=consents.c.withdraws_consent_id.is_not(None),
+    postgresql_where=consents.c.withdraws_consent_id.is_not(None),
 )
 
 cards = Table(
@@ -91,6 +100,7 @@ cards = Table(
         UtcTime,
         comment="when the card was last stored or released, to the hour; null: when it was first stored",
     ),
+    Column("network_transaction_id", Text, comment="the scheme's id of the first approved payment that had one"),
     PrimaryKeyConstraint("tenant_id", "token"),
     ForeignKeyConstraint(["tenant_id", "consent_id"], ["consents.tenant_id", "consents.consent_id"]),
     CheckConstraint("length(last4) = 4", name="last4"),
@@ -149,6 +159,7 @@ once_keys = Table(
     Column("kek_version", BigInteger, nullable=False, comment="version of the transit key that wrapped it"),
     Column("created_at", UtcTime, nullable=False, comment="when it was issued"),
     Column("expires_at", UtcTime, nullable=False, comment="from when on it is refused"),
+    Column("token", identifier(), comment="card that was stored in the same call; null if none was"),
     PrimaryKeyConstraint("tenant_id", "once_id"),
     CheckConstraint(
         "(state = 'open' AND wrapped_key IS NOT NULL) OR (state = 'spent' AND wrapped_key IS NULL)", name="state"
@@ -180,6 +191,8 @@ grants = Table(
         UtcTime,
         comment="when it was used or revoked; null while open, and where its one-time token was voided",
     ),
+    Column("outcome", SmallInteger, comment="1 approved, 2 declined; null until the processor has said so"),
+    Column("outcome_at", UtcTime, comment="when it said so"),
     PrimaryKeyConstraint("tenant_id", "grant_sha256"),
     CheckConstraint("state IN ('open', 'used', 'revoked')", name="state"),
     CheckConstraint(
@@ -252,6 +265,15 @@ Index(
     audit_events.c.tenant_id,
     audit_events.c.grant_sha256,
     unique=True,
+    sqlite_where=_released,
+    postgresql_where=_released,
+)
+Index(
+    "ix_audit_events_releases",
+    audit_events.c.tenant_id,
+    audit_events.c.customer_id,
+    audit_events.c.occurred_at,
+    audit_events.c.event_id,
     sqlite_where=_released,
     postgresql_where=_released,
 )

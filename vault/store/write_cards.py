@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, and_, bindparam, func, or_, select, update
+from sqlalchemy import Column, ColumnElement, and_, bindparam, case, func, or_, select, update
 
-from vault.domain.card import Expiry
+from vault.domain.card import CardState, Expiry
 from vault.domain.ids import Token
 from vault.ports import CardRef, KeyName, NewCard
 from vault.store.columns import Engine, UtcTime
@@ -118,12 +118,17 @@ _RESEALED: tuple[Column[Any], ...] = (
 )
 
 
+def _never_back(given: Given) -> ColumnElement[int]:
+    """A card that is active stays so."""
+    return case((cards.c.state == int(CardState.ACTIVE), cards.c.state), else_=given.c.state)
+
+
 @cache
 def _reseal_display(engine: Engine) -> Batch:
     given = Given(engine, [cards.c.tenant_id, cards.c.token, *_RESEALED])
     statement = (
         update(cards)
-        .values({c.name: given.c[c.name] for c in _RESEALED})
+        .values({c.name: given.c[c.name] for c in _RESEALED} | {"state": _never_back(given)})
         .where(cards.c.tenant_id == given.c.tenant_id, cards.c.token == given.c.token)
     )
     return Batch(statement, given)

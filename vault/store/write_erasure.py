@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Table, bindparam, delete, select, tuple_
 
+from vault.domain.card import CardState
 from vault.domain.ids import RANDOM_BYTES, ConsentId, CustomerId, EventId, TenantId, Token
 from vault.ports import Erased
 from vault.store import write_grants, write_idempotency
@@ -22,13 +23,15 @@ from vault.store.tables import card_secrets, cards, consents, erasures
 
 
 @cache
-def _find(*, one: bool) -> Any:
+def _find(*, one: bool, only_pending: bool) -> Any:
     statement = (
         select(cards.c.token, cards.c.consent_id)
         .where(cards.c.tenant_id == bindparam("tenant"), cards.c.customer_id == bindparam("customer"))
         .order_by(cards.c.tenant_id, cards.c.token)
         .with_for_update()
     )
+    if only_pending:
+        statement = statement.where(cards.c.state == int(CardState.PENDING))
     return statement.where(cards.c.token == bindparam("wanted")) if one else statement
 
 
@@ -63,13 +66,20 @@ class Doomed:
 
 
 def erase(
-    link: Link, tenant: TenantId, customer: CustomerId, token: Token | None, *, event_id: EventId, now: datetime
+    link: Link,
+    tenant: TenantId,
+    customer: CustomerId,
+    token: Token | None,
+    *,
+    event_id: EventId,
+    now: datetime,
+    only_pending: bool,
 ) -> Erased:
-    """Erase one card of the customer, or all."""
+    """Erase one card of the customer, or all; perhaps only if pending."""
     parameters: dict[str, Any] = {"tenant": tenant, "customer": customer}
     if token is not None:
         parameters["wanted"] = token
-    found = link.rows(_find(one=token is not None), parameters)
+    found = link.rows(_find(one=token is not None, only_pending=only_pending), parameters)
     return erase_found(link, [Doomed(tenant, row.token, customer, row.consent_id, event_id) for row in found], now)
 
 

@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from vault.domain.card import CardState
+from vault.domain.consent import CardUse
 from vault.domain.grant import Grant, GrantState
 from vault.domain.ids import OnceId, OrderId, TenantId
 from vault.ports import Claim, KeyName, OnceKey
@@ -36,6 +37,7 @@ from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Link
 from vault.store.oldest import refuse_retired
+from vault.store.reader import not_withdrawn
 from vault.store.rows import OPEN, SPENT
 from vault.store.tables import card_secrets, cards, consents, grants, once_keys
 from vault.store.write_cards import USE_PRECISION, lock_cards_for_use, note_use
@@ -128,9 +130,13 @@ def _claim(engine: Engine) -> Batch:
             cards.c.tenant_id == grants.c.tenant_id,
             cards.c.token == grants.c.token,
             cards.c.token == given.c.token,
-            cards.c.state == int(CardState.ACTIVE),
+            or_(
+                cards.c.state == int(CardState.ACTIVE),
+                and_(cards.c.state == int(CardState.PENDING), grants.c.purpose == int(CardUse.CUSTOMER_INITIATED)),
+            ),
             card_secrets.c.record_version == given.c.record_version,
             or_(consents.c.agreed_until.is_(None), consents.c.agreed_until > _NOW),
+            not_withdrawn(),
         )
         .correlate(grants, given.rows)
         .exists()
@@ -297,6 +303,7 @@ def insert_once(link: Link, keys: Sequence[OnceKey]) -> None:
                 "kek_version": key.key.kek_version,
                 "created_at": key.created_at,
                 "expires_at": key.expires_at,
+                "token": key.token,
             },
         )
         for key in sorted(keys, key=lambda key: (key.tenant, key.once_id))

@@ -11,8 +11,18 @@ from vault.domain.audit import AuditEvent
 from vault.domain.card import Expiry
 from vault.domain.grant import Grant
 from vault.domain.ids import CustomerId, EventId, OnceId, OrderId, TenantId, Token
-from vault.ports import CardRef, Claim, Erased, IdempotencyId, IdempotencyRecord, NewCard, OnceKey
-from vault.store import write_cards, write_erasure, write_grants, write_idempotency
+from vault.ports import (
+    Approval,
+    CardRef,
+    Claim,
+    Erased,
+    IdempotencyId,
+    IdempotencyRecord,
+    NewCard,
+    OnceKey,
+    OutcomeReport,
+)
+from vault.store import write_cards, write_erasure, write_grants, write_idempotency, write_outcomes
 from vault.store.columns import Engine
 from vault.store.given import inserting, row_of
 from vault.store.link import Batch, Link
@@ -151,6 +161,16 @@ class SqlWriter(SqlReader):
         """Use up grants, each at most once ever."""
         return self._noted(write_grants.claim(self._link, claims, now))
 
+    def record_outcomes(self, reports: Sequence[OutcomeReport], *, now: datetime) -> Mapping[bytes, CardRef | None]:
+        """Record the first outcome of used grants, where processor and order are the grant's."""
+        return self._noted(write_outcomes.record(self._link, reports, now))
+
+    def approve_cards(self, approvals: Sequence[Approval]) -> frozenset[Token]:
+        """Make pending cards active; returns those that became so."""
+        activated, kept = write_outcomes.approve(self._link, approvals)
+        self._noted(kept)
+        return self._noted(activated)
+
     def update_expiry(self, ref: CardRef, expiry: Expiry) -> bool:
         """Change the display column."""
         return self._noted(write_cards.update_expiry(self._link, ref, expiry))
@@ -160,10 +180,19 @@ class SqlWriter(SqlReader):
         return self._noted(write_cards.set_default(self._link, ref))
 
     def erase_cards(
-        self, tenant: TenantId, customer: CustomerId, token: Token | None, *, event_id: EventId, now: datetime
+        self,
+        tenant: TenantId,
+        customer: CustomerId,
+        token: Token | None,
+        *,
+        event_id: EventId,
+        now: datetime,
+        only_pending: bool = False,
     ) -> Erased:
-        """Erase one card, or all cards of the customer."""
-        erased = write_erasure.erase(self._link, tenant, customer, token, event_id=event_id, now=now)
+        """Erase one card, or all cards of the customer; with `only_pending` none that is active."""
+        erased = write_erasure.erase(
+            self._link, tenant, customer, token, event_id=event_id, now=now, only_pending=only_pending
+        )
         self._destroyed(erased.cards)
         return erased
 

@@ -37,7 +37,7 @@ from vault.domain.grant import (
     RedeemableStoredCard,
     decide_redemption,
 )
-from vault.domain.ids import OrderId
+from vault.domain.ids import NetworkTransactionId, OrderId
 from vault.ports import Claim, GrantKey, KeyName, KeyToUnwrap, ReleaseKeys
 from vault.usecases.batch import Attempt, Journal, World, run_rounds
 
@@ -61,6 +61,8 @@ class ReleasedCard:
     card: OpenedCard
     expiry: Expiry
     purpose: CardUse
+    network_transaction_id: NetworkTransactionId | None
+    """Of the card's first approved payment; for merchant-initiated purposes alone, which must refer to it."""
 
 
 @dataclass(slots=True)
@@ -227,7 +229,7 @@ class Detokenize:
                 a.data_key = None
             expiry = a.target.expiry if isinstance(a.target, RedeemableStoredCard) else card.expiry
             assert expiry is not None, "a one-time token carries its expiry"
-            a.result = ReleasedCard(card, expiry, a.grant.purpose)
+            a.result = ReleasedCard(card, expiry, a.grant.purpose, _reference_of(a.grant, a.target))
         if not broken:
             return
         journal = Journal(self._world, OPEN_FAILED)
@@ -242,6 +244,12 @@ class Detokenize:
                 a.error = trouble
             return
         journal.committed()
+
+
+def _reference_of(grant: Grant, target: RedeemableStoredCard | RedeemableOnce) -> NetworkTransactionId | None:
+    if grant.purpose is CardUse.CUSTOMER_INITIATED or isinstance(target, RedeemableOnce):
+        return None
+    return target.network_transaction_id
 
 
 def _ciphertext(a: _Attempt) -> bytes:

@@ -192,7 +192,8 @@ class IssueGrant:
             return None
         if card is None:
             return NotAvailable("card_gone")
-        if card.state is not CardState.ACTIVE:
+        # A payment that the customer starts may be the first one approved, for which a pending card waits.
+        if card.state is not CardState.ACTIVE and command.purpose is not CardUse.CUSTOMER_INITIATED:
             return NotAvailable("card_pending")
         if card.expiry.is_past(now):
             return NotAvailable("card_expired")

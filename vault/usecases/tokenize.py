@@ -7,7 +7,7 @@ the card is stored already; only a card that turns out to be so costs a second w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vault.cleanroom import DataKey, fingerprint_message
@@ -16,7 +16,7 @@ from vault.domain.binding import Binding, one_time_binding, stored_card_binding
 from vault.domain.caller import Caller
 from vault.domain.card import CardDetails, CardState, StoredCard
 from vault.domain.consent import Consent, ConsentEntry
-from vault.domain.errors import CardVaultError, IdempotencyConflict, NotAvailable
+from vault.domain.errors import CardVaultError, ConsentRequired, IdempotencyConflict, NotAvailable
 from vault.domain.grant import ONE_TIME_LIFETIME, OneTimeToken, SealedKey
 from vault.domain.ids import (
     RANDOM_BYTES,
@@ -109,11 +109,12 @@ class _Attempt(Attempt[TokenizeCommand, Tokenized]):
 
 
 class Tokenize:
-    """The use case; call it with a batch."""
+    """The use case; call it with a batch. `first_state` is that of cards stored for the first time."""
 
-    def __init__(self, *, world: World, keys: IntakeKeys) -> None:
+    def __init__(self, *, world: World, keys: IntakeKeys, first_state: CardState = CardState.ACTIVE) -> None:
         self._world = world
         self._keys = keys
+        self._first_state = first_state
 
     def __call__(self, commands: Sequence[TokenizeCommand]) -> Sequence[Tokenized | CardVaultError]:
         """One outcome for each command, in their order."""
@@ -226,7 +227,7 @@ class Tokenize:
             brand=card.pan.brand,
             last4=card.pan.last4(),
             expiry=card.expiry,
-            state=CardState.ACTIVE,
+            state=self._first_state,
             consent=s.entry,
             fingerprint=a.known_by or fingerprints[0],
             sealed=SealedCard(
@@ -244,14 +245,30 @@ class Tokenize:
         without_key = [a for a in attempts if a.command.idempotency_key is None]
         settled: Settled[_Attempt] = settle(tx, requests, without_key=without_key, journal=journal, now=now)
         mine = [a for a in attempts if id(a) in settled.claimed]
-        written = self._store(tx, mine)
+        self._refuse_ended(mine, journal)
+        written = self._store(tx, [a for a in mine if a.is_open])
         lost = [a for a in mine if id(a) not in written]
         tx.release_idempotency([request.id for request in requests if any(request.attempt is a for a in lost)])
         done = [a for a in mine if id(a) in written]
         again = [(a, settled.repeats[id(a)]) for a in attempts if id(a) in settled.repeats]
         repeated = [a for a, record in again if self._repeat(tx, a, record, journal, now)]
-        tx.insert_once_keys([a.once.row for a in (*done, *repeated) if a.once is not None and a.once.row is not None])
+        tx.insert_once_keys(
+            [
+                replace(a.once.row, token=_token_of(a, settled.repeats.get(id(a))))
+                for a in (*done, *repeated)
+                if a.once is not None and a.once.row is not None
+            ]
+        )
         self._answer(tx, done, repeated, settled, journal, now)
+
+    def _refuse_ended(self, attempts: Sequence[_Attempt], journal: Journal) -> None:
+        """A consent may end between the check of the request and here; then nothing is stored under it."""
+        now = self._world.clock.now()
+        for a in attempts:
+            consent = a.command.consent
+            if consent is not None and consent.has_ended(now):
+                error = ConsentRequired("consent_ended")
+                journal.refuse(a, error, customer=a.command.customer or "", order=a.command.order or "")
 
     def _store(self, tx: Writer, attempts: Sequence[_Attempt]) -> set[int]:
         """Insert or re-seal; returns `id()` of the attempts that went through. The others learn what is known now."""
@@ -301,8 +318,8 @@ class Tokenize:
         refs: dict[int, CardRef] = {}
         for a in (*done, *repeated):
             if a.storing is not None:
-                record = settled.repeats.get(id(a))
-                token = Token(str(record.answer["token"])) if record else a.storing.entry.token
+                token = _token_of(a, settled.repeats.get(id(a)))
+                assert token is not None, "it was stored"
                 refs[id(a)] = CardRef(a.tenant, a.storing.customer, token)
         stored = tx.cards(list(refs.values())) if refs else {}
         for a in (*done, *repeated):
@@ -329,6 +346,13 @@ class Tokenize:
                     details=_details(a, repeated=id(a) in settled.repeats),
                 )
             )
+
+
+def _token_of(a: _Attempt, repeated: IdempotencyRecord | None) -> Token | None:
+    """The card stored in this call, or in the first one that it repeats."""
+    if a.storing is None:
+        return None
+    return Token(str(repeated.answer["token"])) if repeated is not None else a.storing.entry.token
 
 
 def _reseal(tx: Writer, again: Sequence[tuple[_Attempt, NewCard]]) -> set[int]:

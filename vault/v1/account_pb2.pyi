@@ -446,7 +446,9 @@ class ExportCustomerRequest(_message.Message):
     customer_id: _builtins.str
     """Required."""
     page_size: _builtins.int
-    """1 to 100; 20 if absent or 0."""
+    """How many cards, consents and releases together, 1 to 100; 20 if absent or 0. More than 100 is
+    INVALID_ARGUMENT.
+    """
     page_token: _builtins.str
     """From the previous answer; empty for the first page."""
     def __init__(
@@ -466,7 +468,9 @@ Global___ExportCustomerRequest: _TypeAlias = ExportCustomerRequest  # noqa: Y015
 
 @_typing.final
 class ExportCustomerResponse(_message.Message):
-    """What is kept about the customer."""
+    """What is kept about the customer: first all cards, then all consents, then all releases, each kind
+    oldest first, over as many pages as it takes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -486,7 +490,9 @@ class ExportCustomerResponse(_message.Message):
 
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
-        """Every release of a card."""
+        """Every release of a stored card, also of cards erased since. A release for a one-time token has no
+        customer and is in nobody's.
+        """
 
     def __init__(
         self,

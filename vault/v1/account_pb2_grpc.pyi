@@ -51,7 +51,9 @@ class AccountServiceStub:
     """The same for every card of a customer."""
     ExportCustomer: _grpc.UnaryUnaryMultiCallable[_account_pb2.ExportCustomerRequest, _account_pb2.ExportCustomerResponse]
     """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-    card number.
+    card number. A card that was paid with without being stored, by a one-time token, is not in it:
+    the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
+    has an empty answer.
     """
 
 @_typing.type_check_only
@@ -77,7 +79,9 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """The same for every card of a customer."""
     ExportCustomer: _aio.UnaryUnaryMultiCallable[_account_pb2.ExportCustomerRequest, _account_pb2.ExportCustomerResponse]  # type: ignore[assignment]
     """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-    card number.
+    card number. A card that was paid with without being stored, by a one-time token, is not in it:
+    the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
+    has an empty answer.
     """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -142,7 +146,9 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ExportCustomerResponse, _abc.Awaitable[_account_pb2.ExportCustomerResponse]]:
         """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-        card number.
+        card number. A card that was paid with without being stored, by a one-time token, is not in it:
+        the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
+        has an empty answer.
         """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -167,7 +167,10 @@ class _CardStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CardState.V
     CARD_STATE_ACTIVE: _CardState.ValueType  # 1
     """May be used within its consent."""
     CARD_STATE_PENDING: _CardState.ValueType  # 2
-    """Stored, but not usable until its first payment was approved."""
+    """Stored, and good for payments that the customer starts, until the first of them is approved
+    (then it is active) or declined (then it is erased). After 24 hours without either it is erased.
+    Only where the server is configured to activate cards on first approval.
+    """
 
 class CardState(_CardState, metaclass=_CardStateEnumTypeWrapper):
     """A card's state of life."""
@@ -177,7 +180,10 @@ CARD_STATE_UNSPECIFIED: CardState.ValueType  # 0
 CARD_STATE_ACTIVE: CardState.ValueType  # 1
 """May be used within its consent."""
 CARD_STATE_PENDING: CardState.ValueType  # 2
-"""Stored, but not usable until its first payment was approved."""
+"""Stored, and good for payments that the customer starts, until the first of them is approved
+(then it is active) or declined (then it is erased). After 24 hours without either it is erased.
+Only where the server is configured to activate cards on first approval.
+"""
 Global___CardState: _TypeAlias = CardState  # noqa: Y015
 
 @_typing.final
@@ -369,6 +375,7 @@ class ConsentSummary(_message.Message):
     USES_FIELD_NUMBER: _builtins.int
     AGREED_AT_FIELD_NUMBER: _builtins.int
     AGREED_UNTIL_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_AT_FIELD_NUMBER: _builtins.int
     consent_id: _builtins.str
     """Names the entry in the ledger: `cns_` and letters."""
     terms_version: _builtins.str
@@ -385,6 +392,12 @@ class ConsentSummary(_message.Message):
     def agreed_until(self) -> _timestamp_pb2.Timestamp:
         """End of the agreement, if one was set."""
 
+    @_builtins.property
+    def withdrawn_at(self) -> _timestamp_pb2.Timestamp:
+        """When the customer withdrew it, by having the card erased; only in ExportCustomer, as a card that
+        is shown has a consent that holds.
+        """
+
     def __init__(
         self,
         *,
@@ -393,10 +406,11 @@ class ConsentSummary(_message.Message):
         uses: _abc.Iterable[Global___CardUse.ValueType] | None = ...,
         agreed_at: _timestamp_pb2.Timestamp | None = ...,
         agreed_until: _timestamp_pb2.Timestamp | None = ...,
+        withdrawn_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agreed_at", b"agreed_at", "agreed_until", b"agreed_until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreed_at", b"agreed_at", "agreed_until", b"agreed_until", "withdrawn_at", b"withdrawn_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed_at", b"agreed_at", "agreed_until", b"agreed_until", "consent_id", b"consent_id", "terms_version", b"terms_version", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed_at", b"agreed_at", "agreed_until", b"agreed_until", "consent_id", b"consent_id", "terms_version", b"terms_version", "uses", b"uses", "withdrawn_at", b"withdrawn_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

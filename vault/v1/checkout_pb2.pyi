@@ -277,7 +277,8 @@ class IssueGrantRequest(_message.Message):
     """The order to be paid, as in TokenizeRequest; for a one-time token the same order. Required."""
     purpose: _cards_pb2.CardUse.ValueType
     """The use that this payment is; for a stored card the consent must name it. For a one-time token
-    only CARD_USE_CUSTOMER_INITIATED. Required.
+    only CARD_USE_CUSTOMER_INITIATED; for a pending card likewise, with anything else it is NOT_FOUND.
+    Required.
     """
     processor: _builtins.str
     """Name of the processor that may redeem it, as in the server's configuration. Required."""

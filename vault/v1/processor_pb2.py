@@ -26,7 +26,7 @@ from vault.v1 import access_pb2 as vault_dot_v1_dot_access__pb2
 from vault.v1 import cards_pb2 as vault_dot_v1_dot_cards__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vault/v1/processor.proto\x12\x08vault.v1\x1a\x15vault/v1/access.proto\x1a\x14vault/v1/cards.proto\"Z\n\x11\x44\x65tokenizeRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\x1f\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x0f.vault.v1.Money\"\xc2\x01\n\x12\x44\x65tokenizeResponse\x12\x10\n\x03pan\x18\x01 \x01(\tB\x03\x80\x01\x01\x12 \n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x10.vault.v1.Expiry\x12\x18\n\x0bholder_name\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x1a\n\rsecurity_code\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x1e\n\x05\x62rand\x18\x05 \x01(\x0e\x32\x0f.vault.v1.Brand\x12\"\n\x07purpose\x18\x06 \x01(\x0e\x32\x11.vault.v1.CardUse\"\x80\x01\n\x14ReportOutcomeRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\"\n\x07outcome\x18\x03 \x01(\x0e\x32\x11.vault.v1.Outcome\x12\x1e\n\x16network_transaction_id\x18\x04 \x01(\t\"\x17\n\x15ReportOutcomeResponse*N\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_APPROVED\x10\x01\x12\x14\n\x10OUTCOME_DECLINED\x10\x02\x32\xe0\x01\n\x10ProcessorService\x12_\n\nDetokenize\x12\x1b.vault.v1.DetokenizeRequest\x1a\x1c.vault.v1.DetokenizeResponse\"\x16\xaa\xed\x18\x12\n\x01\x03\x12\rcard.released\x12k\n\rReportOutcome\x12\x1e.vault.v1.ReportOutcomeRequest\x1a\x1f.vault.v1.ReportOutcomeResponse\"\x19\xaa\xed\x18\x15\n\x01\x03\x12\x10outcome.reportedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vault/v1/processor.proto\x12\x08vault.v1\x1a\x15vault/v1/access.proto\x1a\x14vault/v1/cards.proto\"Z\n\x11\x44\x65tokenizeRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\x1f\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x0f.vault.v1.Money\"\xe2\x01\n\x12\x44\x65tokenizeResponse\x12\x10\n\x03pan\x18\x01 \x01(\tB\x03\x80\x01\x01\x12 \n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x10.vault.v1.Expiry\x12\x18\n\x0bholder_name\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x1a\n\rsecurity_code\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x1e\n\x05\x62rand\x18\x05 \x01(\x0e\x32\x0f.vault.v1.Brand\x12\"\n\x07purpose\x18\x06 \x01(\x0e\x32\x11.vault.v1.CardUse\x12\x1e\n\x16network_transaction_id\x18\x07 \x01(\t\"\x80\x01\n\x14ReportOutcomeRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\"\n\x07outcome\x18\x03 \x01(\x0e\x32\x11.vault.v1.Outcome\x12\x1e\n\x16network_transaction_id\x18\x04 \x01(\t\"\x17\n\x15ReportOutcomeResponse*N\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_APPROVED\x10\x01\x12\x14\n\x10OUTCOME_DECLINED\x10\x02\x32\xe0\x01\n\x10ProcessorService\x12_\n\nDetokenize\x12\x1b.vault.v1.DetokenizeRequest\x1a\x1c.vault.v1.DetokenizeResponse\"\x16\xaa\xed\x18\x12\n\x01\x03\x12\rcard.released\x12k\n\rReportOutcome\x12\x1e.vault.v1.ReportOutcomeRequest\x1a\x1f.vault.v1.ReportOutcomeResponse\"\x19\xaa\xed\x18\x15\n\x01\x03\x12\x10outcome.reportedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,16 +47,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROCESSORSERVICE'].methods_by_name['Detokenize']._serialized_options = b'\252\355\030\022\n\001\003\022\rcard.released'
   _globals['_PROCESSORSERVICE'].methods_by_name['ReportOutcome']._loaded_options = None
   _globals['_PROCESSORSERVICE'].methods_by_name['ReportOutcome']._serialized_options = b'\252\355\030\025\n\001\003\022\020outcome.reported'
-  _globals['_OUTCOME']._serialized_start=528
-  _globals['_OUTCOME']._serialized_end=606
+  _globals['_OUTCOME']._serialized_start=560
+  _globals['_OUTCOME']._serialized_end=638
   _globals['_DETOKENIZEREQUEST']._serialized_start=83
   _globals['_DETOKENIZEREQUEST']._serialized_end=173
   _globals['_DETOKENIZERESPONSE']._serialized_start=176
-  _globals['_DETOKENIZERESPONSE']._serialized_end=370
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=373
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=501
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=503
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=526
-  _globals['_PROCESSORSERVICE']._serialized_start=609
-  _globals['_PROCESSORSERVICE']._serialized_end=833
+  _globals['_DETOKENIZERESPONSE']._serialized_end=402
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=405
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=533
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=535
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=558
+  _globals['_PROCESSORSERVICE']._serialized_start=641
+  _globals['_PROCESSORSERVICE']._serialized_end=865
 # @@protoc_insertion_point(module_scope)

@@ -86,6 +86,7 @@ class DetokenizeResponse(_message.Message):
     SECURITY_CODE_FIELD_NUMBER: _builtins.int
     BRAND_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    NETWORK_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     pan: _builtins.str
     """The card number (PAN)."""
     holder_name: _builtins.str
@@ -98,6 +99,10 @@ class DetokenizeResponse(_message.Message):
     """Scheme."""
     purpose: _cards_pb2.CardUse.ValueType
     """The use that the grant was issued for."""
+    network_transaction_id: _builtins.str
+    """The scheme's id of the card's first approved payment, at most 64 characters, to be referred to by
+    this one. Only for merchant-initiated purposes, and only where ReportOutcome named one.
+    """
     @_builtins.property
     def expiry(self) -> _cards_pb2.Expiry:
         """Valid through the end of this month."""
@@ -111,10 +116,11 @@ class DetokenizeResponse(_message.Message):
         security_code: _builtins.str = ...,
         brand: _cards_pb2.Brand.ValueType = ...,
         purpose: _cards_pb2.CardUse.ValueType = ...,
+        network_transaction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand", b"brand", "expiry", b"expiry", "holder_name", b"holder_name", "pan", b"pan", "purpose", b"purpose", "security_code", b"security_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brand", b"brand", "expiry", b"expiry", "holder_name", b"holder_name", "network_transaction_id", b"network_transaction_id", "pan", b"pan", "purpose", b"purpose", "security_code", b"security_code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -137,8 +143,10 @@ class ReportOutcomeRequest(_message.Message):
     outcome: Global___Outcome.ValueType
     """Required."""
     network_transaction_id: _builtins.str
-    """The scheme's network transaction id, at most 64 characters; kept for later merchant-initiated
-    payments. Optional.
+    """The scheme's network transaction id, 1 to 64 characters of letters, digits and `._:-`, no card
+    number: an id that has the form of one is INVALID_ARGUMENT, repeat the call without it. The first
+    one of an approved payment is kept with the stored card, for later merchant-initiated payments.
+    Optional.
     """
     def __init__(
         self,

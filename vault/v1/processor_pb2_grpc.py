@@ -62,8 +62,12 @@ class ProcessorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcome(self, request, context):
-        """Says what became of the payment. Approved: a pending card becomes active. Declined: it is
-        erased. Repeating it is safe; the first outcome stands.
+        """Says what became of the payment that a redeemed grant was for. Approved: a pending card becomes
+        active. Declined: a pending card is erased, as by DeleteCard. A grant for a one-time token counts
+        for the card that was stored in the same call, if one was. For a card that is active, or none, it
+        is put on record. The first outcome stands: repeating it is safe, another one is refused. Only
+        the processor that redeemed the grant may report, and only for its order. Every refusal,
+        whatever its cause, is PERMISSION_DENIED `refused`; the cause stands in the audit log alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

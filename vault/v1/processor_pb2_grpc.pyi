@@ -40,8 +40,12 @@ class ProcessorServiceStub:
     the shop for a new grant.
     """
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_processor_pb2.ReportOutcomeRequest, _processor_pb2.ReportOutcomeResponse]
-    """Says what became of the payment. Approved: a pending card becomes active. Declined: it is
-    erased. Repeating it is safe; the first outcome stands.
+    """Says what became of the payment that a redeemed grant was for. Approved: a pending card becomes
+    active. Declined: a pending card is erased, as by DeleteCard. A grant for a one-time token counts
+    for the card that was stored in the same call, if one was. For a card that is active, or none, it
+    is put on record. The first outcome stands: repeating it is safe, another one is refused. Only
+    the processor that redeemed the grant may report, and only for its order. Every refusal,
+    whatever its cause, is PERMISSION_DENIED `refused`; the cause stands in the audit log alone.
     """
 
 @_typing.type_check_only
@@ -56,8 +60,12 @@ class ProcessorServiceAsyncStub(ProcessorServiceStub):
     the shop for a new grant.
     """
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_processor_pb2.ReportOutcomeRequest, _processor_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
-    """Says what became of the payment. Approved: a pending card becomes active. Declined: it is
-    erased. Repeating it is safe; the first outcome stands.
+    """Says what became of the payment that a redeemed grant was for. Approved: a pending card becomes
+    active. Declined: a pending card is erased, as by DeleteCard. A grant for a one-time token counts
+    for the card that was stored in the same call, if one was. For a card that is active, or none, it
+    is put on record. The first outcome stands: repeating it is safe, another one is refused. Only
+    the processor that redeemed the grant may report, and only for its order. Every refusal,
+    whatever its cause, is PERMISSION_DENIED `refused`; the cause stands in the audit log alone.
     """
 
 class ProcessorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -81,8 +89,12 @@ class ProcessorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _processor_pb2.ReportOutcomeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_processor_pb2.ReportOutcomeResponse, _abc.Awaitable[_processor_pb2.ReportOutcomeResponse]]:
-        """Says what became of the payment. Approved: a pending card becomes active. Declined: it is
-        erased. Repeating it is safe; the first outcome stands.
+        """Says what became of the payment that a redeemed grant was for. Approved: a pending card becomes
+        active. Declined: a pending card is erased, as by DeleteCard. A grant for a one-time token counts
+        for the card that was stored in the same call, if one was. For a card that is active, or none, it
+        is put on record. The first outcome stands: repeating it is safe, another one is refused. Only
+        the processor that redeemed the grant may report, and only for its order. Every refusal,
+        whatever its cause, is PERMISSION_DENIED `refused`; the cause stands in the audit log alone.
         """
 
 def add_ProcessorServiceServicer_to_server(servicer: ProcessorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,18 +21,22 @@ from vault.domain.ids import (
     IdempotencyKey,
     OnceId,
     OrderId,
+    ProcessorName,
     RequestId,
     TenantId,
     Token,
 )
+from vault.domain.outcome import PaymentOutcome
 from vault.ports import (
     CardRef,
     Claim,
     Fingerprint,
+    GrantKey,
     IdempotencyId,
     IdempotencyRecord,
     NewCard,
     OnceKey,
+    OutcomeReport,
     SealedCard,
     Store,
     Writer,
@@ -177,6 +181,18 @@ def claim_of(grant: Grant, *, record_version: int = 1) -> Claim:
         record_version=record_version if grant.token is not None else 0,
         once_id=grant.once_id,
     )
+
+
+def outcome_of(
+    grant: Grant,
+    outcome: PaymentOutcome = PaymentOutcome.APPROVED,
+    *,
+    processor: ProcessorName = PROCESSOR,
+    order: OrderId | None = None,
+    tenant: TenantId = TENANT,
+) -> OutcomeReport:
+    """What became of its payment."""
+    return OutcomeReport(GrantKey((tenant,), grant.grant_sha256), processor, order or grant.order, outcome)
 
 
 def once_key(*, tenant: TenantId = TENANT, order: OrderId = ORDER, expires_at: datetime = NOW + 15 * MINUTE) -> OnceKey:

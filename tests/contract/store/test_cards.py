@@ -144,6 +144,22 @@ def test_a_card_sealed_anew_has_the_new_expiry_consent_and_state(store: SqlStore
     assert known[TENANT, first.fingerprint].record_version == 2
 
 
+@pytest.mark.parametrize(
+    ("before", "given", "after"),
+    [(1, 1, 1), (1, 2, 1), (2, 2, 2), (2, 1, 1)],
+    ids=["active", "active stays", "pending stays", "pending is activated"],
+)
+def test_a_card_sealed_anew_never_falls_back_to_pending(store: SqlStore, before: int, given: int, after: int) -> None:
+    first = card(state=CardState(before))
+    stored(store, first)
+
+    with writing(store) as tx:
+        assert tx.reseal_cards([replace(sealed_again(first), state=CardState(given))])
+
+    with store.reading() as tx:
+        assert tx.cards([ref(first)])[ref(first)].state is CardState(after)
+
+
 def test_only_the_next_record_version_can_replace_a_card(store: SqlStore) -> None:
     first = card()
     stored(store, first)

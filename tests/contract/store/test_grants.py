@@ -25,10 +25,14 @@ from tests.contract.store.make import (
 )
 from tests.support.world import CUSTOMER, NOW, ORDER, OTHER_TENANT, TENANT, consent, new_token
 from vault.domain.card import CardState
+from vault.domain.consent import CardUse
 from vault.domain.grant import Grant, GrantState, RedeemableOnce, RedeemableStoredCard
 from vault.domain.ids import OrderId
-from vault.ports import GrantKey
-from vault.store import SqlStore
+from vault.ports import GrantKey, NewCard
+from vault.store import SqlStore, write_cards
+from vault.store.given import row_of
+from vault.store.rows import card_values, secret_values
+from vault.store.tables import card_secrets, cards
 
 
 def key(grant: Grant) -> GrantKey:
@@ -215,13 +219,18 @@ def test_a_card_sealed_anew_since_it_was_unwrapped_is_not_released(store: SqlSto
     assert claimed(store, grant, record_version=2) == {grant.grant_sha256}
 
 
-def test_a_pending_card_is_not_released(store: SqlStore) -> None:
+def test_a_pending_card_is_released_for_a_payment_that_the_customer_starts_alone(store: SqlStore) -> None:
     new = card(state=CardState.PENDING)
-    grant = grant_for(new.token)
+    mine = grant_for(new.token)
+    theirs = [
+        replace(grant_for(new.token, order=OrderId(f"order-{use}")), purpose=use)
+        for use in CardUse
+        if use is not CardUse.CUSTOMER_INITIATED
+    ]
     stored(store, new)
-    granted(store, grant)
+    granted(store, mine, *theirs)
 
-    assert claimed(store, grant) == frozenset()
+    assert claimed(store, mine, *theirs) == {mine.grant_sha256}
 
 
 def test_a_card_whose_consent_has_ended_is_not_released(store: SqlStore) -> None:
@@ -232,6 +241,31 @@ def test_a_card_whose_consent_has_ended_is_not_released(store: SqlStore) -> None
 
     assert claimed(store, grant, now=NOW + MINUTE) == frozenset()
     assert claimed(store, grant, now=NOW) == {grant.grant_sha256}
+
+
+def test_a_card_whose_consent_the_ledger_says_is_withdrawn_is_not_released(store: SqlStore) -> None:
+    new, again = card(), card()
+    grant, other = grant_for(new.token), grant_for(again.token)
+    stored(store, new, again)
+    with writing(store) as tx:
+        tx.erase_cards(TENANT, CUSTOMER, new.token, event_id=event().event_id, now=NOW)
+    # A part of a backup that was put back: the card is there again, and so is its consent's withdrawal.
+    _put_back(store, new)
+    granted(store, grant, other)
+
+    with store.reading() as tx:
+        found = tx.redeemables([key(grant), key(other)])
+    won = claimed(store, grant, other)
+
+    assert found[grant.grant_sha256].target is None
+    assert found[other.grant_sha256].target is not None
+    assert won == {other.grant_sha256}
+
+
+def _put_back(store: SqlStore, old: NewCard) -> None:
+    with store.writing() as tx:
+        tx._link.batch_count(write_cards._insert_secrets(store.kind), [row_of(card_secrets, secret_values(old))])
+        tx._link.batch_count(write_cards._insert_cards(store.kind), [row_of(cards, card_values(old))])
 
 
 def test_an_erased_card_is_not_released(store: SqlStore) -> None:

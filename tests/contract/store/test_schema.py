@@ -103,7 +103,7 @@ def test_partial_indexes_carry_their_condition_on_the_database(database_url: str
     with engines.reader.connect() as connection:
         found = {
             index["name"]: index
-            for table in ("grants", "audit_events", "card_secrets")
+            for table in ("grants", "audit_events", "card_secrets", "cards", "consents")
             for index in inspect(connection).get_indexes(table)
         }
     engines.dispose()
@@ -111,6 +111,8 @@ def test_partial_indexes_carry_their_condition_on_the_database(database_url: str
     where = f"{engines.kind}_where"
     assert "open" in str(found["uq_grants_open"]["dialect_options"][where])
     assert "released" in str(found["uq_audit_events_released"]["dialect_options"][where])
+    assert "released" in str(found["ix_audit_events_releases"]["dialect_options"][where])
+    assert "NOT NULL" in str(found["ix_consents_withdrawals"]["dialect_options"][where]).upper()
     assert "previous_kek_version" in str(found["ix_card_secrets_previous_wraps"]["dialect_options"][where])
     assert found["uq_grants_open"]["unique"]
     assert found["uq_audit_events_released"]["unique"]

@@ -18,12 +18,14 @@ from sqlalchemy import make_url, text
 from tests.contract.store.make import (
     card,
     claim_of,
+    claimed,
     event,
     grant_for,
     granted,
     kept,
     listed,
     once_key,
+    outcome_of,
     record,
     ref,
     released,
@@ -32,9 +34,10 @@ from tests.contract.store.make import (
 )
 from tests.fixtures_db import execute_as_admin
 from tests.support.world import CUSTOMER, NOW, ORDER, OTHER_TENANT, TENANT
-from vault.domain.card import Expiry
+from vault.domain.card import CardState, Expiry
 from vault.domain.errors import StoreUnavailable
-from vault.ports import Reader, Store, Writer
+from vault.domain.ids import CustomerId, NetworkTransactionId, OrderId
+from vault.ports import Approval, Reader, Store, Writer
 from vault.store import Limits, SqlStore
 from vault.store.engine import open_engines
 from vault.store.operators import SqlOperatorReader
@@ -59,6 +62,8 @@ def test_the_store_is_one_of_the_ports(store: SqlStore) -> None:
 
 _NEW = card()
 _GRANT = grant_for(_NEW.token)
+_WAITING = card(customer=CustomerId("customer-waiting"), state=CardState.PENDING)
+_USED = grant_for(_NEW.token, order=OrderId("order-used"))
 _ONCE = once_key()
 _RECORD = record()
 _CHANGES: dict[str, Callable[[Writer], object]] = {
@@ -73,6 +78,11 @@ _CHANGES: dict[str, Callable[[Writer], object]] = {
     "revoke_open_grants": lambda tx: tx.revoke_open_grants([(TENANT, _NEW.token, ORDER)], now=NOW),
     "revoke_grants": lambda tx: tx.revoke_grants([(TENANT, _GRANT.grant_sha256)], now=NOW),
     "claim_grants": lambda tx: tx.claim_grants([claim_of(_GRANT)], now=NOW),
+    "record_outcomes": lambda tx: tx.record_outcomes([outcome_of(_USED)], now=NOW),
+    "approve_cards": lambda tx: tx.approve_cards([Approval(ref(_WAITING), None)]),
+    "approve_cards with an id": lambda tx: [
+        tx.approve_cards([Approval(ref(_NEW), NetworkTransactionId("id-1"))]) == frozenset()
+    ],
     "update_expiry": lambda tx: tx.update_expiry(ref(_NEW), Expiry(2040, 1)),
     "set_default": lambda tx: tx.set_default(ref(_NEW)),
     "erase_cards": lambda tx: tx.erase_cards(TENANT, CUSTOMER, None, event_id=event().event_id, now=NOW),
@@ -81,7 +91,9 @@ _CHANGES: dict[str, Callable[[Writer], object]] = {
 
 def test_no_change_of_any_kind_is_committed_without_an_event(store: SqlStore) -> None:
     stored(store, _NEW)
-    granted(store, _GRANT)
+    stored(store, _WAITING)
+    granted(store, _GRANT, _USED)
+    claimed(store, _USED)
     kept(store, _ONCE)
     with writing(store) as tx:
         tx.claim_idempotency([_RECORD], now=NOW)
@@ -180,14 +192,21 @@ def test_a_second_release_of_one_grant_is_refused_by_the_database(store: SqlStor
 
 
 @pytest.mark.parametrize("table", ["consents", "audit_events"])
-@pytest.mark.parametrize("change", ["UPDATE {} SET customer_id = 'x'", "DELETE FROM {}"])
+@pytest.mark.parametrize(
+    "change", ["UPDATE {} SET customer_id = 'x'", "DELETE FROM {}", "TRUNCATE {} CASCADE", "INSERT OR REPLACE INTO {}"]
+)
 def test_ledger_and_audit_log_refuse_every_change(database_url: str, table: str, change: str) -> None:
+    is_sqlite = database_url.startswith("sqlite")
+    if ("TRUNCATE" in change and is_sqlite) or ("REPLACE" in change and not is_sqlite):
+        return  # a word that this engine does not have
     store = SqlStore(database_url)
     stored(store, card())
 
     with pytest.raises(StoreUnavailable, match="database_error"), store.writing() as tx:
-        tx._link.count(text(change.format(table)))
+        tx._link.count(text(change.format(table) + (f" SELECT * FROM {table}" if "REPLACE" in change else "")))
 
+    with store.reading() as tx:
+        assert tx._link.rows(text(f"SELECT 1 FROM {table} WHERE customer_id <> 'x'"))
     store.close()
 
 

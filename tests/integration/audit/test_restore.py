@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,12 +18,14 @@ from tests.support.world import CUSTOMER, NOW, TENANT
 from vault.audit.copy import Directory, LogShrank
 from vault.audit.restore import Reconcile, Reconciled
 from vault.audit.sequencer import Sequencer
+from vault.domain.card import CardState
 from vault.domain.errors import PreconditionFailed
 from vault.domain.ids import RANDOM_BYTES, RequestId, Token
 from vault.ports import CardRef, GrantKey
 from vault.store import SqlStore
 from vault.system import SystemClock, SystemEntropy
 from vault.usecases.operating import Operator, OperatorWorld
+from vault.usecases.outcomes import ACTIVATED, REPORTED
 
 
 @pytest.fixture
@@ -151,6 +154,35 @@ def test_grants_and_one_time_tokens_of_the_backup_are_closed(
         assert tx.grants([key])[given.grant_sha256].state.value == "revoked"
         assert tx.once_keys([(TENANT, once.once_id)]) == {}
     assert (report.grants_revoked, report.once_keys_destroyed) == (1, 1)
+
+
+def test_a_card_that_was_approved_after_the_backup_is_active_again(
+    log: Log, set_back: Callable[[], Callable[[], None]]
+) -> None:
+    approved, waiting = card(state=CardState.PENDING), card(state=CardState.PENDING)
+    stored(log.store, approved, waiting)
+    restore = set_back()
+    details: dict[str, Any] = {
+        "card": ACTIVATED,
+        "outcome": "approved",
+        "token": approved.token,
+        "network_transaction_id": "NTI",
+    }
+    with log.store.writing() as tx:
+        tx.append_events(
+            [_world(log).event(_operator(), REPORTED, tenant=TENANT, customer=CUSTOMER, target="once", **details)]
+        )
+    _secure(log)
+    restore()
+
+    _reconcile(log)
+
+    with log.store.reading() as tx:
+        states = {
+            ref.token: each.state
+            for ref, each in tx.cards([CardRef(TENANT, CUSTOMER, c.token) for c in (approved, waiting)]).items()
+        }
+    assert states == {approved.token: CardState.ACTIVE, waiting.token: CardState.PENDING}
 
 
 def test_running_it_again_changes_nothing_more(log: Log, set_back: Callable[[], Callable[[], None]]) -> None:

@@ -161,6 +161,15 @@ def _use(s: Scene) -> object:
     return s.shop.processor.processor.Detokenize(redeem_request(s.grant, s.order), timeout=TIMEOUT)
 
 
+def _report(s: Scene, **changes: Any) -> processor_pb2.ReportOutcomeRequest:
+    facts = {"grant": s.grant, "order_id": s.order, "outcome": processor_pb2.OUTCOME_APPROVED}
+    return processor_pb2.ReportOutcomeRequest(**{**facts, **changes})
+
+
+def _say(s: Scene) -> object:
+    return s.shop.processor.processor.ReportOutcome(_report(s), timeout=TIMEOUT)
+
+
 def _revoke(s: Scene) -> object:
     return s.shop.checkout.checkout.RevokeGrant(checkout_pb2.RevokeGrantRequest(grant=s.grant), timeout=TIMEOUT)
 
@@ -292,7 +301,49 @@ CASES: dict[str, Case] = {
         lambda s: account_pb2.EraseCustomerRequest(customer_id=s.customer + "-none"),
         "customer.erased", "ok", facts=lambda s: {"details": {"cards": 0, "grants_revoked": 0}},
     ),
+    "a customer is exported": Case(
+        "account", "account", "ExportCustomer",
+        lambda s: account_pb2.ExportCustomerRequest(customer_id=s.customer),
+        "customer.exported", "ok",
+        facts=lambda s: {
+            "customer_id": s.customer, "target": "", "details": {"cards": 1, "consents": 1, "releases": 1},
+        },
+        prepare=_use,
+    ),
+    "a customer whom nobody knows is exported": Case(
+        "account", "account", "ExportCustomer",
+        lambda s: account_pb2.ExportCustomerRequest(customer_id=s.customer + "-none"),
+        "customer.exported", "ok", facts=lambda s: {"details": {"cards": 0, "consents": 0, "releases": 0}},
+    ),
+    "an outcome is reported": Case(
+        "processor", "processor", "ReportOutcome", lambda s: _report(s),
+        "outcome.reported", "ok",
+        facts=lambda s: {**_of_grant(s), "details": {"outcome": "approved", "card": "unchanged"}}, prepare=_use,
+    ),
+    "the same outcome again": Case(
+        "processor", "processor", "ReportOutcome", lambda s: _report(s),
+        "outcome.reported", "ok",
+        facts=lambda s: {**_of_grant(s), "details": {"outcome": "approved", "repeat": 1}},
+        prepare=lambda s: (_use(s), _say(s)),
+    ),
     # --- refusals behind the door
+    "another outcome": Case(
+        "processor", "processor", "ReportOutcome", lambda s: _report(s, outcome=processor_pb2.OUTCOME_DECLINED),
+        "outcome.reported", "refused", "other_outcome", facts=_of_grant, prepare=lambda s: (_use(s), _say(s)),
+    ),
+    "an outcome of a payment that was not made": Case(
+        "processor", "processor", "ReportOutcome", lambda s: _report(s),
+        "outcome.reported", "refused", "grant_unused", facts=_of_grant,
+    ),
+    "an outcome of another processor's payment": Case(
+        "second-processor", "processor", "ReportOutcome", lambda s: _report(s),
+        "outcome.reported", "refused", "wrong_processor",
+        facts=lambda s: {**_of_grant(s), "processor": "second"}, prepare=_use,
+    ),
+    "an outcome of a mistyped grant": Case(
+        "processor", "processor", "ReportOutcome", lambda s: _report(s, grant="grant_x"),
+        "outcome.reported", "refused", "malformed_grant", facts=lambda s: {"processor": ACQUIRER},
+    ),
     "another request under one key": Case(
         "checkout", "checkout", "Tokenize", _store_with(KEY),
         "card.tokenized", "refused", "idempotency_key_reused", prepare=_prepare_key,

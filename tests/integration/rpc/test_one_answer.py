@@ -180,7 +180,9 @@ def _card_expired(p: Prepared) -> tuple[Said, str]:
 
 
 def _card_pending(p: Prepared) -> tuple[Said, str]:
+    """Pending, and the payment is one that the shop starts."""
     p.alter(update(cards).values(state=2).where(cards.c.token == p.token))
+    p.alter(update(grants).values(purpose=2).where(grants.c.order_id == p.order))
     return p.redeem()
 
 
@@ -381,7 +383,12 @@ def test_a_grant_for_whatever_cannot_be_paid_with_has_one_answer(shop: Shop) -> 
     last = "b" if elsewhere.once[-1] != "b" else "c"
     requests = {
         "card expired": grant_request(order=new_order(), customer=old.customer, token=old.token),
-        "card pending": grant_request(order=new_order(), customer=pending.customer, token=pending.token),
+        "card pending": grant_request(
+            order=new_order(),
+            customer=pending.customer,
+            token=pending.token,
+            purpose=cards_pb2.CARD_USE_RECURRING,
+        ),
         "one-time token spent": grant_request(order=spent.order, one_time_token=spent.once),
         "one-time token expired": grant_request(order=late.order, one_time_token=late.once),
         "one-time token of another order": grant_request(order=new_order(), one_time_token=elsewhere.once),

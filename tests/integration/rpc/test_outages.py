@@ -46,10 +46,10 @@ from tests.support.requests import (
     redeem_request,
     store_request,
 )
+from tests.support.seal import seal
 from vault.embedded.openbao import OpenBao
-from vault.keyring.admin import Administrator
 from vault.store.engine import Limits, open_engines
-from vault.v1 import account_pb2, cards_pb2, checkout_pb2
+from vault.v1 import account_pb2, cards_pb2, checkout_pb2, processor_pb2
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -201,26 +201,13 @@ def trouble(stub: Any, request: Message, *, timeout: float = TIMEOUT) -> grpc.St
     return code
 
 
-def _stays_sealed(root: Administrator) -> bool:
-    """Seal it. Soon after a start it may open itself once more, so look for a moment."""
-    root.client.sys.seal()
-    for _ in range(15):
-        health = root.health()
-        if health is not None and not health.sealed:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @contextmanager
 def sealed(openbao: OpenBao) -> Iterator[None]:
-    root = openbao.root()
+    seal(openbao)
     try:
-        eventually(lambda: _stays_sealed(root))
         yield
     finally:
         openbao.unseal()
-        root.close()
 
 
 # --- Vault ----------------------------------------------------------------------------------------------------------
@@ -233,6 +220,9 @@ def test_while_vault_is_sealed_all_works_that_needs_no_key(own: Own, sealable: O
     leaving = new_customer()
     own.store(cards[0], leaving)
     grant = own.grant(order, customer, tokens[0])
+    paid_order = new_order()
+    paid = own.grant(paid_order, customer, tokens[0])
+    own.release(paid, paid_order)
     account, checkout = own.account.account, own.checkout.checkout
     known = counted(own.url)
 
@@ -260,7 +250,14 @@ def test_while_vault_is_sealed_all_works_that_needs_no_key(own: Own, sealable: O
             account_pb2.DeleteCardRequest(customer_id=customer, token=tokens[2]), timeout=TIMEOUT
         )
         erased = account.EraseCustomer(account_pb2.EraseCustomerRequest(customer_id=leaving), timeout=TIMEOUT)
+        exported = account.ExportCustomer(account_pb2.ExportCustomerRequest(customer_id=customer), timeout=TIMEOUT)
+        own.processor.processor.ReportOutcome(
+            processor_pb2.ReportOutcomeRequest(grant=paid, order_id=paid_order, outcome=processor_pb2.OUTCOME_APPROVED),
+            timeout=TIMEOUT,
+        )
 
+    assert [release.order_id for release in exported.releases] == [paid_order]
+    assert [card.token for card in exported.cards] == tokens[:2]
     assert [card.token for card in listed] == tokens
     assert shown.card.last4 == cards[0].last4
     assert changed.card.expiry == expiry

@@ -1,0 +1,69 @@
+"""The codec of a customer's export."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from vault.domain import letters
+from vault.domain.errors import InvalidField
+from vault.domain.ids import ConsentId, CustomerId, EventId, Token
+from vault.ports import ConsentCursor, PageCursor, Release, ReleaseCursor
+from vault.rpc.codec import decode_page_size, encode_card, encode_consent, encode_time, pack_place, unpack_place
+from vault.rpc.door import Call
+from vault.usecases.export import ExportCursor, ExportPage, ExportQuery
+from vault.v1 import account_pb2
+
+_CARDS, _CONSENTS, _RELEASES = 1, 2, 3
+
+
+def decode_export(request: account_pb2.ExportCustomerRequest, call: Call) -> ExportQuery:
+    """One page."""
+    return ExportQuery(
+        caller=call.caller,
+        limit=decode_page_size(request.page_size),
+        customer=CustomerId.parse(request.customer_id, field="customer_id"),
+        after=_decode_cursor(request.page_token) if request.page_token else None,
+    )
+
+
+def encode_export(page: ExportPage, *, now: datetime) -> account_pb2.ExportCustomerResponse:
+    """One page."""
+    return account_pb2.ExportCustomerResponse(
+        cards=[encode_card(card, now=now) for card in page.cards],
+        consents=[encode_consent(given.entry, withdrawn_at=given.withdrawn_at) for given in page.consents],
+        releases=[_encode_release(release) for release in page.releases],
+        next_page_token=_encode_cursor(page.next) if page.next is not None else "",
+    )
+
+
+def _encode_release(release: Release) -> account_pb2.Release:
+    return account_pb2.Release(
+        token=release.token,
+        order_id=release.order,
+        processor=release.processor,
+        released_at=encode_time(release.released_at),
+    )
+
+
+def _encode_cursor(cursor: ExportCursor) -> str:
+    match cursor:
+        case PageCursor():
+            packed = bytes((_CARDS,)) + pack_place(cursor.created_at, cursor.token.raw())
+        case ConsentCursor():
+            packed = bytes((_CONSENTS,)) + pack_place(cursor.agreed_at, cursor.consent.raw())
+        case _:
+            packed = bytes((_RELEASES,)) + pack_place(cursor.released_at, cursor.event.raw())
+    return letters.encode(packed)
+
+
+def _decode_cursor(text: str) -> ExportCursor:
+    packed = letters.decode(text)
+    kind = packed[0] if packed else 0
+    moment, raw = unpack_place(packed[1:] if packed else None)
+    if kind == _CARDS:
+        return PageCursor(moment, Token.from_random(raw))
+    if kind == _CONSENTS:
+        return ConsentCursor(moment, ConsentId.from_random(raw))
+    if kind == _RELEASES:
+        return ReleaseCursor(moment, EventId.from_random(raw))
+    raise InvalidField("page_token", "is not one of ours")
