@@ -6,8 +6,8 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -162,16 +162,10 @@ def test_a_card_that_was_approved_after_the_backup_is_active_again(
     approved, waiting = card(state=CardState.PENDING), card(state=CardState.PENDING)
     stored(log.store, approved, waiting)
     restore = set_back()
-    details: dict[str, Any] = {
-        "card": ACTIVATED,
-        "outcome": "approved",
-        "token": approved.token,
-        "network_transaction_id": "NTI",
-    }
+    details = {"card": ACTIVATED, "outcome": "approved", "token": approved.token, "network_transaction_id": "NTI"}
+    reported = _world(log).event(_operator(), REPORTED, tenant=TENANT, customer=CUSTOMER, target="once")
     with log.store.writing() as tx:
-        tx.append_events(
-            [_world(log).event(_operator(), REPORTED, tenant=TENANT, customer=CUSTOMER, target="once", **details)]
-        )
+        tx.append_events([replace(reported, details=details)])
     _secure(log)
     restore()
 
