@@ -34,6 +34,7 @@ class OperatorTools:
         self._open = ExitStack()
         store = self._open.enter_context(closing(open_store(settings)))
         self.log_store: LogStore = store
+        self._store = store
         self.world = OperatorWorld(
             environment=settings.environment, store=store, clock=SystemClock(), entropy=SystemEntropy()
         )
@@ -45,6 +46,16 @@ class OperatorTools:
     def audit_directory(self) -> Path | None:
         """Where the log's copy is kept."""
         return self._settings.audit.directory
+
+    def releasers(self) -> tuple[str, ...]:
+        """Identities that may redeem grants, if this file names any."""
+        named = self._settings.identities
+        found = [item for item in named if isinstance(item, dict)] if isinstance(named, list) else []
+        return tuple(str(item.get("uri")) for item in found if item.get("role") == "processor")
+
+    def database_problems(self) -> list[str]:
+        """Every setting that makes the database unsafe. Raises `StoreUnavailable`."""
+        return self._store.weaknesses()
 
     def operator_keys(self) -> OperatorTransit:
         """Rotation and the like. Raises `MissingLogin`."""

@@ -174,6 +174,23 @@ class ErasedDue:
     grants_revoked: int
 
 
+@dataclass(frozen=True, slots=True)
+class EvidenceCounts:
+    """What the periodic audit asks of the database."""
+
+    cards: int
+    cards_pending: int
+    cards_without_consent: int
+    """Whose consent is missing from the ledger or was withdrawn; must be 0."""
+    releases_without_grant: int
+    """Releases of which no event says that a grant was issued; must be 0."""
+    releases: Mapping[str, int]
+    """By identity."""
+    oldest_once_key: datetime | None
+    last_review: datetime | None
+    """When `cardvault audit report` was last run."""
+
+
 class OperatorReader(Reader, Protocol):
     """Queries of operator commands."""
 
@@ -209,6 +226,9 @@ class OperatorReader(Reader, Protocol):
 
     def count_due_rows(self, at: Deadlines) -> Mapping[RowRule, int]:
         """How many rows beside cards are due."""
+
+    def evidence_counts(self, *, since: datetime) -> EvidenceCounts:
+        """What the periodic audit asks for; releases by identity since a time."""
 
     def consent_ledger(self, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
         """Every consent and withdrawal of the customer, oldest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -43,6 +44,17 @@ def _unfinished(waiting: int, than: str) -> str:
 
 def check_certificate(file: Path, *, public_key: str | None) -> int:
     """Check a certificate offline."""
+    facts = signed_statement(file, public_key=public_key, form=FORMAT)
+    if isinstance(facts, int):
+        return facts
+    if facts.get(WAITING):
+        typer.echo(_unfinished(facts[WAITING], f"version {facts.get('version')}"), err=True)
+    typer.echo(json.dumps(facts, indent=2))
+    return EXIT_OK
+
+
+def signed_statement(file: Path, *, public_key: str | None, form: str) -> dict[str, Any] | int:
+    """What a signed report states, or the exit code where it is not to be believed; says why."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -53,17 +65,14 @@ def check_certificate(file: Path, *, public_key: str | None) -> int:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, statement)
         facts = json.loads(statement)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        typer.echo(f"{file}: cannot be read as a certificate", err=True)
+        typer.echo(f"{file}: cannot be read as a signed report", err=True)
         return EXIT_USAGE
     except InvalidSignature:
         typer.echo(f"{file}: the signature does not match: it was altered, or signed by another key", err=True)
         return EXIT_FAILED
-    if facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != form:
         typer.echo(f"{file}: unknown format", err=True)
         return EXIT_USAGE
     if public_key is None:
         typer.echo("checked against the key inside the file; give --public-key to check who signed it", err=True)
-    if facts.get(WAITING):
-        typer.echo(_unfinished(facts[WAITING], f"version {facts.get('version')}"), err=True)
-    typer.echo(json.dumps(facts, indent=2))
-    return EXIT_OK
+    return facts

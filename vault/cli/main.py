@@ -666,6 +666,36 @@ def consent_show(
 
 
 @app.command()
+def evidence(
+    config: Config,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the signed report there.", metavar="FILE")] = None,
+    reason: ReadReason = "periodic audit",
+    as_json: Json = False,
+) -> None:
+    """One signed report for the periodic audit: who can release, keys and ages, what must be zero, the log, settings.
+
+    Each line names the PCI DSS requirement it supports and the command that shows it. Give a server's file, so that it
+    knows who may release. Needs the operator's and the checkpointer's login. Exit 1: something does not hold.
+    """
+    from vault.cli import evidence as command
+
+    raise typer.Exit(command.gather(config, out=out, reason=reason, as_json=as_json))
+
+
+@app.command("check-evidence")
+def check_evidence(
+    file: Annotated[Path, typer.Argument(help="What `evidence` wrote.")],
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", help="The key of the log, base64; else the one inside the file.")
+    ] = None,
+) -> None:
+    """Check such a report offline. Exit 0: it is signed; 1: it was altered; 2: it is none."""
+    from vault.cli import evidence as command
+
+    raise typer.Exit(command.check(file, public_key=public_key))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed

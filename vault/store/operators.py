@@ -12,13 +12,22 @@ from vault.ports_operator import (
     CardKey,
     DuePage,
     ErasedDue,
+    EvidenceCounts,
     RekeyedCard,
     Selection,
     StoredSecret,
     StoredWrap,
     WrapReplacement,
 )
-from vault.store import read_customer, read_wraps, retention, write_grants, write_idempotency, write_wraps
+from vault.store import (
+    read_customer,
+    read_evidence,
+    read_wraps,
+    retention,
+    write_grants,
+    write_idempotency,
+    write_wraps,
+)
 from vault.store.logbook import SqlLogReader, SqlLogWriter
 
 
@@ -62,6 +71,10 @@ class SqlOperatorReader(SqlLogReader):
     def settings(self, prefix: str) -> Mapping[str, str]:
         """Facts whose name begins with `prefix`."""
         return read_wraps.settings_of(self._link, prefix)
+
+    def evidence_counts(self, *, since: datetime) -> EvidenceCounts:
+        """What the periodic audit asks for."""
+        return read_evidence.counts(self._link, since)
 
     def consent_ledger(self, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
         """Every consent and withdrawal of the customer, oldest first."""
