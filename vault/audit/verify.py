@@ -87,9 +87,11 @@ class _Walk:
         for each in self._waiting:
             self._result.found(
                 "truncated",
-                self.frontier.size,
-                f"the log ends after {self.frontier.size} events; a signed checkpoint covers {each.size}",
+                self._last_good,
+                f"the log ends after {self.frontier.size} events, but a signed checkpoint covers {each.size}: "
+                f"from event {self._last_good} on nothing is proven",
             )
+            self.broken = self.broken or (self._last_good, each.size)
         self._result.size = self.frontier.size
         self._result.covered = self._last_good
         self._result.root = self.frontier.root()
@@ -245,11 +247,15 @@ def _name_place(store: LogStore, copy: Directory, broken: tuple[int, int], resul
     """Hold the stretch that does not fit against the copy."""
     start, stop = broken
     lines = copy.leaves(start)
+    place = start
     for page in _pages_from(store, start, stop):
         for each, line in zip(page, lines, strict=False):
             if each.event is None or leaf.encode(each.event) != line:
                 result.found("changed", each.index, f"event {each.index} differs from the copy: the first that does")
                 return
+            place = each.index + 1
+    if place < stop and next(lines, None) is not None:
+        result.found("truncated", place, f"event {place} is in the copy and not in the database: the first of those")
 
 
 def _pages_from(store: LogStore, start: int, stop: int) -> Iterator[Sequence[LoggedEvent]]:
