@@ -31,7 +31,7 @@ def test_the_demo_tells_every_step_and_exits_zero() -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
-    assert len(re.findall(r"^ *\d+\. ", done.stdout, re.MULTILINE)) == 10
+    assert len(re.findall(r"^ *\d+\. ", done.stdout, re.MULTILINE)) == 11
     assert done.stdout.rstrip().endswith("Every step did what it should.")
 
 

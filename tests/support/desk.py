@@ -38,7 +38,7 @@ class Desk:
 
     def type(self, *words: str | Path, code: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "vault", *map(str, words)], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-m", "vault", *map(str, words)], capture_output=True, text=True, check=False, timeout=120
         )
         assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
         return done.stdout
@@ -59,7 +59,7 @@ class Desk:
             signed = scalar(url, "SELECT max(size) FROM audit_checkpoints")
             return bool(waiting == 0 and size == signed == Directory(self.copy).newest_checkpoint())
 
-        eventually(is_settled)
+        eventually(is_settled, timeout=60)
 
     def shop(self) -> tuple[str, str]:
         """A card stored, released and erased: customer and the erasure's event."""

@@ -116,6 +116,7 @@ def _database(settings: CommonSettings) -> list[Finding]:
 
             found += _asked("database", label, f"environment {settings.environment}")
             found += _retention(store)
+            found += _log(store, settings)
         return found
     finally:
         store.close()
@@ -135,6 +136,43 @@ def _retention(store: SqlStore) -> list[Finding]:
     completed = datetime.fromisoformat(text)
     late = datetime.now(UTC) - completed > SLACK
     return [Finding("retention", "warning" if late else "ok", f"last run completed {completed:%Y-%m-%d %H:%M} UTC")]
+
+
+LOG_LATE = timedelta(minutes=5)
+"""How old the oldest event without a place, or the newest checkpoint behind, may be before it is a warning."""
+
+
+def _log(store: SqlStore, settings: CommonSettings) -> list[Finding]:
+    from vault.audit.copy import CopyTrouble, Directory
+
+    try:
+        with store.reading() as tx:
+            state = tx.log_state()
+    except CardVaultError as e:
+        return [Finding("audit log", "problem", e.reason)]
+    now, newest = datetime.now(UTC), state.newest_checkpoint
+    signed = newest.size if newest is not None else 0
+    findings = [Finding("audit log", "ok", f"{state.size} events, {state.queued} waiting, {signed} signed")]
+    if state.oldest_queued is not None and now - state.oldest_queued > LOG_LATE:
+        findings.append(
+            Finding("audit log", "warning", f"events wait for their place since {state.oldest_queued:%H:%M}")
+        )
+    if signed < state.size and (newest is None or now - newest.signed_at > LOG_LATE):
+        findings.append(
+            Finding("audit log", "warning", "nobody signs it: some server needs [vault.checkpointer] (PCI DSS 10.3.4)")
+        )
+    if settings.audit.directory is None:
+        findings.append(
+            Finding("audit log", "warning", "no second place for it: set [audit] directory (PCI DSS 10.3.3)")
+        )
+        return findings
+    try:
+        behind = state.size - Directory(settings.audit.directory).size()
+    except CopyTrouble as e:
+        return [*findings, Finding("audit log", "problem", str(e))]
+    if behind < 0:
+        findings.append(Finding("audit log", "problem", "the copy knows more than the database: it was restored"))
+    return findings
 
 
 def _vault(settings: CommonSettings) -> list[Finding]:
