@@ -52,7 +52,7 @@ from vault.store.tables import card_secrets, cards, consents
 from vault.system import SystemEntropy, settle_memory
 from vault.usecases.operating import PAGE
 from vault.usecases.rekey import RekeyCards
-from vault.usecases.rewrap import Proof, Rewrap, binding_of
+from vault.usecases.rewrap import GENTLE_BATCH, Proof, Rewrap, binding_of
 from vault.usecases.rotate import RotateKey
 
 SMALL = 10_000
@@ -273,7 +273,7 @@ def throttled_rewraps(place: Place, rate: float) -> None:
                 time.sleep(max(0.0, done / rate - (time.monotonic() - began)))
 
             Rewrap(world=tools.world, keys=tools.operator, release=tools.release)(
-                tools.operator_now("benchmark"), proof=Proof.SAMPLE, progress=pace
+                tools.operator_now("benchmark"), proof=Proof.SAMPLE, batch=GENTLE_BATCH, progress=pace
             )
 
 

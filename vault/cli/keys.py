@@ -28,9 +28,9 @@ from vault.domain.ids import TenantId
 from vault.ports import KeyName
 from vault.ports_operator import Selection
 from vault.usecases.maintain import Due, MaintainOnceKey
-from vault.usecases.operating import PAGE, Failure
+from vault.usecases.operating import Failure
 from vault.usecases.rekey import RekeyCards
-from vault.usecases.rewrap import MAX_BATCH, Proof, Rewrap
+from vault.usecases.rewrap import GENTLE_BATCH, MAX_BATCH, Proof, Rewrap
 from vault.usecases.rotate import (
     OLDEST,
     ROTATION,
@@ -133,7 +133,7 @@ def rewrap(
                     operator_now(tools, reason),
                     proof=Proof(proof),
                     # Who asks for a pace asks to be spared: smaller transactions too.
-                    batch=MAX_BATCH if max_rate is None else max(1, min(PAGE, int(max_rate))),
+                    batch=MAX_BATCH if max_rate is None else max(1, min(GENTLE_BATCH, int(max_rate))),
                     persist=Patience(terminal, timedelta(seconds=give_up_after)),
                     progress=watch,
                 )

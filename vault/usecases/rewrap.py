@@ -46,6 +46,9 @@ MAX_BATCH = 1000
 CALLS = 3
 """Batches that Vault is asked for at the same time, where a transaction holds more than one."""
 
+GENTLE_BATCH = 50
+"""Cards in one transaction, and in one call of Vault, where a pace is asked for: short enough to pass unnoticed."""
+
 
 class Proof(StrEnum):
     """How many of the new wraps are opened before they replace the former ones."""
