@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from itertools import islice
 
-from vault.audit.checkpoint import BadCheckpoint, VerifierKey, opened
-from vault.audit.copy import Directory, LogShrank, Shipper
-from vault.audit.merkle import BadProof, Tree
+from vault.audit.checkpoint import VerifierKey, read
+from vault.audit.copy import SEGMENT, Directory, LogShrank, Shipper
+from vault.audit.merkle import BadProof, Tree, leaf_hash
 from vault.audit.sequencer import Checkpointer, Sequencer
 from vault.domain.errors import KeyRingUnavailable, StoreUnavailable
 from vault.ports_audit import LogStore
@@ -64,16 +65,16 @@ class LogKeeper:
             size = tx.log_head().size
             if size < max(held, newest):
                 return [RESTORED.format(self._directory.path)]
-            if newest:
-                try:
-                    kept = opened(self._directory.note(newest), self._directory.keys())
-                    is_same = Tree(tx.log_nodes).root(newest) == kept.root
-                except BadCheckpoint as e:
-                    return [f"{self._directory.path}: checkpoint {newest} {e}"]
-                except BadProof:
-                    is_same = False
-                if not is_same:
-                    return [RESTORED.format(self._directory.path)]
+            try:
+                # The root alone decides: keys that lag behind a rotation of the signing key are no reason to stay down.
+                is_same = not newest or Tree(tx.log_nodes).root(newest) == read(self._directory.note(newest)).root
+            except BadProof:
+                is_same = False
+            start = max(0, held - SEGMENT)
+            tail = [leaf_hash(line) for line in islice(self._directory.leaves(start), held - start)]
+            # Beyond the checkpoint too: a database that was set back may have grown again since.
+            if not is_same or list(tx.log_nodes(0, start, held - start)) != tail:
+                return [RESTORED.format(self._directory.path)]
         return []
 
     def _checkpoint(self) -> KeyRingUnavailable | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, or_, select, tuple_, update
 
 from vault.domain.audit import AuditEvent, Outcome
 from vault.domain.ids import EventId, RequestId, TenantId, Token
@@ -18,6 +18,7 @@ from vault.ports_audit import (
     NewLeaf,
     NewNode,
     QueuedEvent,
+    QueueHealth,
     StoredCheckpoint,
 )
 from vault.store.columns import Engine, UtcTime, identifier
@@ -107,7 +108,12 @@ _NEWEST_CHECKPOINT = select(*audit_checkpoints.c).order_by(audit_checkpoints.c.s
 def _unlogged() -> Any:
     leaf = (
         select(audit_leaves.c.event_id)
-        .where(audit_leaves.c.tenant_id == audit_events.c.tenant_id, audit_leaves.c.event_id == audit_events.c.event_id)
+        .where(
+            audit_leaves.c.tenant_id == audit_events.c.tenant_id,
+            audit_leaves.c.event_id == audit_events.c.event_id,
+            audit_leaves.c.leaf_index >= 0,
+            audit_leaves.c.leaf_index < select(audit_head.c.size).scalar_subquery(),
+        )
         .exists()
     )
     queued = (
@@ -119,6 +125,30 @@ def _unlogged() -> Any:
 
 
 _UNLOGGED = _unlogged()
+
+
+def _health() -> Any:
+    """One statement, so that all is of one moment."""
+    distinct = select(audit_queue.c.tenant_id, audit_queue.c.event_id).distinct().subquery()
+    with_event = select(func.count()).select_from(distinct.join(audit_events, _same(distinct, audit_events)))
+    placed = select(func.count()).select_from(distinct.join(audit_leaves, _same(distinct, audit_leaves)))
+    beyond = select(func.min(audit_leaves.c.leaf_index)).where(
+        or_(audit_leaves.c.leaf_index < 0, audit_leaves.c.leaf_index >= select(audit_head.c.size).scalar_subquery())
+    )
+    return select(
+        _COUNT_QUEUED.scalar_subquery().label("many"),
+        select(func.count()).select_from(distinct).scalar_subquery().label("different"),
+        with_event.scalar_subquery().label("with_event"),
+        placed.scalar_subquery().label("placed"),
+        beyond.scalar_subquery().label("beyond"),
+    )
+
+
+def _same(one: Any, other: Any) -> Any:
+    return and_(one.c.tenant_id == other.c.tenant_id, one.c.event_id == other.c.event_id)
+
+
+_HEALTH = _health()
 
 
 _ACTORS = (
@@ -285,9 +315,16 @@ def newest_checkpoint(link: Link) -> StoredCheckpoint | None:
     return _checkpoint(found[0]) if found else None
 
 
-def unlogged(link: Link, limit: int) -> Sequence[EventId]:
-    """Events that are neither in the log nor in the queue."""
-    return tuple(EventId(row.event_id) for row in link.rows(_UNLOGGED, {"most": limit}))
+def queue_health(link: Link, limit: int) -> QueueHealth:
+    """What waits, and what a forger left behind."""
+    row = link.rows(_HEALTH)[0]
+    return QueueHealth(
+        waiting=row.many,
+        orphaned=row.different - row.with_event,
+        repeated=row.many - row.different + row.placed,
+        unlogged=tuple(EventId(each.event_id) for each in link.rows(_UNLOGGED, {"most": limit})),
+        beyond=row.beyond,
+    )
 
 
 def between(
