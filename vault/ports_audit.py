@@ -61,7 +61,7 @@ class LoggedEvent:
     event_id: EventId
     leaf_hash: bytes
     event: AuditEvent | None
-    """None if someone removed it."""
+    """None if someone removed it, or made of it what is no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class LogReader(Reader, Protocol):
         """The same in numbers, with what waits."""
 
     def queued_events(self, limit: int) -> Sequence[QueuedEvent]:
-        """Events that wait, in the order of their arrival."""
+        """Events that wait, in the order of their arrival; without rows that are no events."""
 
     def queue_health(self, limit: int) -> QueueHealth:
         """What waits, with at most so many unlogged events."""

@@ -30,6 +30,7 @@ from vault.audit.checkpoint import parse_keys
 from vault.audit.copy import Directory
 from vault.audit.proof import check
 from vault.domain.audit import InclusionProof
+from vault.domain.ids import EventId
 from vault.embedded.openbao import OpenBao
 from vault.keyring.setup import LoginName
 from vault.v1 import account_pb2
@@ -157,7 +158,20 @@ def test_a_proof_of_something_else_is_refused(desk: Desk, tmp_path: Path) -> Non
     desk.type("audit", "check-proof", tmp_path / "forged", "--key", tmp_path / "keys", code=1)
     desk.type("audit", "check-proof", tmp_path / "proof", "--key", other, code=1)
     desk.type("audit", "check-proof", tmp_path / "keys", "--key", tmp_path / "keys", code=1)
-    desk.audit("prove", "evt_nothing", code=1)
+    (tmp_path / "endless").write_text(text.replace('"index": ', '"index": Infinity, "was": '))
+    (tmp_path / "deep").write_text("[" * 200_000)
+    desk.type("audit", "check-proof", tmp_path / "endless", "--key", tmp_path / "keys", code=1)
+    desk.type("audit", "check-proof", tmp_path / "deep", "--key", tmp_path / "keys", code=1)
+    desk.audit("prove", EventId.from_random(bytes(16)), code=1)
+
+
+def test_what_is_no_event_id_is_not_written_down(desk: Desk, database_url: str) -> None:
+    typed = fresh_typed_card().pan
+
+    done = desk.audit("prove", typed, code=2)
+
+    assert typed not in done
+    assert not [row for row in rows(database_url, "SELECT details FROM audit_events") if typed in row[0]]
 
 
 def test_the_receipt_of_an_erasure_carries_its_proof_once_a_checkpoint_covers_it(desk: Desk) -> None:

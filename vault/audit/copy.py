@@ -296,7 +296,7 @@ class Shipper:
             start = self._sink.size()
             with self._store.reading() as tx:
                 size = tx.log_head().size
-                page = tx.logged_events(start, PAGE) if start < size else ()
+                page = tx.logged_events(start, min(PAGE, size - start)) if start < size else ()
                 before = tx.log_nodes(0, start - 1, 1) if start else ()
             if size < max(start, self._sink.newest_checkpoint()):
                 raise LogShrank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 
@@ -37,10 +38,10 @@ class LogKeeper:
 
     def turn(self) -> None:
         """One round. Raises `KeyRingUnavailable`, `StoreUnavailable`, `CopyTrouble`; the next round tries again."""
-        if self._sequencer is not None:
-            with suppress(Busy):
-                self._sequencer()
-        trouble = self._checkpoint()
+        # One part that cannot go on holds up no other: above all, a database that was set back must be noticed.
+        troubles = [
+            trouble for part in (self._sequence, self._checkpoint) if (trouble := _trouble_of(part)) is not None
+        ]
         if self._shipper is not None:
             try:
                 with suppress(Busy):
@@ -48,8 +49,8 @@ class LogKeeper:
             except LogShrank:
                 self._shrank.set()
                 raise StoreUnavailable(SHRANK) from None
-        if trouble is not None:
-            raise trouble
+        if troubles:
+            raise troubles[0]
 
     def check(self) -> None:
         """Readiness: not while the database is known to have been set back. Raises `StoreUnavailable`."""
@@ -77,15 +78,22 @@ class LogKeeper:
                 return [RESTORED.format(self._directory.path)]
         return []
 
-    def _checkpoint(self) -> KeyRingUnavailable | None:
-        """Vault may be away: the copy is made all the same."""
+    def _sequence(self) -> None:
+        if self._sequencer is not None:
+            self._sequencer()
+
+    def _checkpoint(self) -> None:
         if self._checkpointer is None:
-            return None
-        try:
-            with suppress(Busy):
-                signed = self._checkpointer()
-                if signed is not None or not self._keys:
-                    self._keys = self._checkpointer.keys()
-        except KeyRingUnavailable as e:
-            return e
-        return None
+            return
+        signed = self._checkpointer()
+        if signed is not None or not self._keys:
+            self._keys = self._checkpointer.keys()
+
+
+def _trouble_of(part: Callable[[], None]) -> KeyRingUnavailable | StoreUnavailable | None:
+    try:
+        with suppress(Busy):
+            part()
+    except (KeyRingUnavailable, StoreUnavailable) as e:
+        return e
+    return None

@@ -210,11 +210,16 @@ class _Compared:
 def _look_at_queue(store: LogStore, result: Verification) -> None:
     with store.reading() as tx:
         queue = tx.queue_health(MOST_FINDINGS)
+        readable = len(tx.queued_events(queue.waiting + 1))
     result.queued = queue.waiting
     for event_id in queue.unlogged:
         result.found("unlogged", None, f"event {event_id} is neither in the log nor waiting for it")
     if queue.orphaned > 0:
         result.found("queue", None, f"{queue.orphaned} events wait for their place but are gone themselves")
+    if readable < queue.waiting - queue.orphaned:
+        result.found(
+            "queue", None, f"{queue.waiting - queue.orphaned - readable} rows wait for a place and are no events"
+        )
     if queue.repeated > 0:
         result.found("queue", None, f"{queue.repeated} events wait for a second place: the log cannot go on")
     if queue.beyond is not None:
@@ -260,7 +265,7 @@ def _pages(store: LogStore, size: int) -> Iterator[Sequence[LoggedEvent]]:
 
 def _look_at(each: LoggedEvent, walk: _Walk, result: Verification) -> list[Node]:
     if each.event is None:
-        result.found("removed", each.index, f"event {each.index} ({each.event_id}) is gone")
+        result.found("removed", each.index, f"event {each.index} ({each.event_id}) is gone, or is no event any more")
     elif leaf_hash(leaf.encode(each.event)) != each.leaf_hash:
         result.found("edited", each.index, f"event {each.index} ({each.event_id}) is not what was logged")
     # The stored hash goes on into the tree: so one edited event is one finding, and what is signed decides the rest.

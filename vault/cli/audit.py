@@ -34,7 +34,7 @@ from vault.cli.operating import (
     operator_now,
 )
 from vault.domain.audit import AuditEvent
-from vault.domain.errors import StoreUnavailable
+from vault.domain.errors import NotAvailable, StoreUnavailable
 from vault.domain.ids import EventId
 from vault.ports_operator import Busy
 
@@ -173,8 +173,13 @@ def prove(config: Path, *, event: str, out: Path | None, reason: str, as_json: b
     """A proof that one event is in the log."""
 
     def command(tools: OperatorTools, terminal: Terminal) -> int:
-        _read_event(tools, "prove", reason, about=event)
-        found = proof.prove(tools.log_store, EventId(event))
+        try:
+            wanted = EventId.parse(event)
+        except NotAvailable:
+            # Nothing else is written down: what was typed here by mistake may be a card number.
+            raise typer.BadParameter("is no event id (evt_ and letters)", param_hint="EVENT") from None
+        _read_event(tools, "prove", reason, about=wanted)
+        found = proof.prove(tools.log_store, wanted)
         if found is None:
             terminal.trouble(f"{event}: no signed checkpoint covers such an event; try again after the next one")
             terminal.result({"error": "not_covered", "event": event})

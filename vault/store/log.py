@@ -52,6 +52,7 @@ _SAME_AS_QUEUED = and_(
 _QUEUED = (
     select(audit_queue.c.arrival, *_EVENT)
     .select_from(audit_queue.join(audit_events, _SAME_AS_QUEUED))
+    .where(audit_queue.c.arrival > bindparam("after", type_=BigInteger()))
     .order_by(audit_queue.c.arrival)
     .limit(_LIMIT)
 )
@@ -248,6 +249,13 @@ def event_of(row: Any) -> AuditEvent:
     )
 
 
+def _readable(row: Any) -> AuditEvent | None:
+    """None for a row that no program of ours wrote."""
+    if row.event_id is None or row.details is None or row.outcome not in set(Outcome):
+        return None
+    return event_of(row)
+
+
 def head(link: Link) -> LogHead:
     """Where the log ends."""
     row = link.rows(_HEAD)[0]
@@ -273,7 +281,17 @@ def count_queued(link: Link) -> int:
 
 def queued(link: Link, limit: int) -> Sequence[QueuedEvent]:
     """Events that wait."""
-    return tuple(QueuedEvent(row.arrival, event_of(row)) for row in link.rows(_QUEUED, {"most": limit}))
+    found: list[QueuedEvent] = []
+    after: int | None = None
+    while len(found) < limit:
+        page = link.rows(_QUEUED, {"most": limit, "after": -1 if after is None else after})
+        # One that cannot be read keeps waiting, and others do not wait for it.
+        events = [(row.arrival, _readable(row)) for row in page]
+        found += [QueuedEvent(arrival, event) for arrival, event in events if event is not None]
+        if len(page) < limit:
+            break
+        after = page[-1].arrival
+    return tuple(found[:limit])
 
 
 def logged(link: Link, start: int, limit: int) -> Sequence[LoggedEvent]:
@@ -284,7 +302,7 @@ def logged(link: Link, start: int, limit: int) -> Sequence[LoggedEvent]:
             tenant=row.leaf_tenant,
             event_id=EventId(row.leaf_event),
             leaf_hash=row.leaf_hash,
-            event=None if row.event_id is None else event_of(row),
+            event=_readable(row),
         )
         for row in link.rows(_LOGGED, {"start": start, "stop": start + limit})
     )
@@ -294,7 +312,8 @@ def place_of(link: Link, event_id: EventId, tenant: TenantId | None) -> tuple[in
     """Where an event stands."""
     parameters: dict[str, Any] = {"wanted": event_id} | ({} if tenant is None else {"tenant": tenant})
     found = link.rows(_place(of_tenant=tenant is not None), parameters)
-    return (found[0].leaf_index, event_of(found[0])) if found else None
+    event = _readable(found[0]) if found else None
+    return None if event is None else (found[0].leaf_index, event)
 
 
 def nodes(link: Link, level: int, start: int, count: int) -> Sequence[bytes]:

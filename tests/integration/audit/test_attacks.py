@@ -152,6 +152,51 @@ def test_a_checkpoint_beyond_the_end_does_not_end_signing_in_silence(log: Log, d
         log.checkpointer(now=True)
 
 
+GARBAGE = ("outcome = 'other'", "details = 'no json'", "details = '[]'")
+
+
+@pytest.mark.parametrize("change", GARBAGE)
+def test_a_row_that_is_no_event_any_more_is_found_at_its_place(log: Log, database_url: str, change: str) -> None:
+    log.add(3)
+    log.sign()
+    with tampering(database_url) as db:
+        db.execute(text(f"UPDATE audit_events SET {change} WHERE event_id = :id"), {"id": log.added[1].event_id})
+
+    assert [(each.kind, each.position) for each in log.verify().findings] == [("removed", 1)]
+
+
+@pytest.mark.parametrize("change", GARBAGE)
+def test_a_row_that_is_no_event_stalls_nothing(log: Log, database_url: str, change: str) -> None:
+    log.add(3, sequence=False)
+    with tampering(database_url) as db:
+        db.execute(text(f"UPDATE audit_events SET {change} WHERE event_id = :id"), {"id": log.added[0].event_id})
+
+    assert Sequencer(log.store)() == 2
+    assert _kinds(log) == {"queue"}
+
+
+@pytest.mark.parametrize("stuck", ["sequencer", "checkpointer"])
+def test_what_stalls_one_part_of_the_log_s_care_holds_up_no_other(log: Log, database_url: str, stuck: str) -> None:
+    log.add(3)
+    log.sign()
+    log.add(1)
+    log.add(1, sequence=False)
+    with tampering(database_url) as db:
+        if stuck == "sequencer":
+            statement = f"INSERT INTO audit_leaves VALUES (4, '', 'evt_nobody', {_hash_hex(db)})"
+            db.execute(text(statement), {"value": "00" * 32})
+        else:
+            db.execute(
+                text("INSERT INTO audit_checkpoints SELECT 1000000, root, note, signed_at FROM audit_checkpoints")
+            )
+    keeper = LogKeeper(store=log.store, sequence=True, checkpointer=log.checkpointer, directory=log.directory)
+
+    with pytest.raises(StoreUnavailable):
+        keeper.turn()
+
+    assert log.directory.size() == (4 if stuck == "sequencer" else 5)
+
+
 # --- no false alarm ---
 
 
