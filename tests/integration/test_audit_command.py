@@ -284,6 +284,22 @@ def test_a_server_whose_database_is_set_back_under_it_ends(desk: Desk, database_
     assert desk.installation.servers[0].wait(timeout=30) == 2
 
 
+def test_commands_do_not_go_on_with_a_database_that_was_set_back(desk: Desk, database_url: str) -> None:
+    desk.shop()
+    desk.settle()
+    desk.installation.servers[0].stop()
+    segment = desk.copy / "segments" / "000000000000.jsonl"
+    before = segment.read_bytes()
+    segment.write_bytes(before + before.splitlines(keepends=True)[-1])  # the copy knows more than the database
+    size = scalar(database_url, "SELECT size FROM audit_head")
+
+    desk.audit("tail")
+    assert scalar(database_url, "SELECT size FROM audit_head") == size
+    segment.write_bytes(before)
+    desk.audit("tail")
+    assert scalar(database_url, "SELECT size FROM audit_head") > size
+
+
 def test_usage_is_explained(desk: Desk, tmp_path: Path) -> None:
     desk.type("audit", "verify", code=2)
     desk.type("audit", "verify", "--export", tmp_path / "nothing", code=2)

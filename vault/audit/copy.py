@@ -275,6 +275,7 @@ class Directory:
             whole = sum(len(line) for line in file if line.endswith(b"\n"))
             if file.tell() != whole:
                 file.truncate(whole)
+                self._seen = None
 
 
 class Shipper:

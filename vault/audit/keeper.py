@@ -61,22 +61,7 @@ class LogKeeper:
         """Why the log as it is must not be gone on with. Raises `StoreUnavailable`, `CopyTrouble`."""
         if self._directory is None:
             return []
-        held, newest = self._directory.size(), self._directory.newest_checkpoint()
-        with self._store.reading() as tx:
-            size = tx.log_head().size
-            if size < max(held, newest):
-                return [RESTORED.format(self._directory.path)]
-            try:
-                # The root alone decides: keys that lag behind a rotation of the signing key are no reason to stay down.
-                is_same = not newest or Tree(tx.log_nodes).root(newest) == read(self._directory.note(newest)).root
-            except BadProof:
-                is_same = False
-            start = max(0, held - SEGMENT)
-            tail = [leaf_hash(line) for line in islice(self._directory.leaves(start), held - start)]
-            # Beyond the checkpoint too: a database that was set back may have grown again since.
-            if not is_same or list(tx.log_nodes(0, start, held - start)) != tail:
-                return [RESTORED.format(self._directory.path)]
-        return []
+        return [RESTORED.format(self._directory.path)] if set_back(self._store, self._directory) else []
 
     def _sequence(self) -> None:
         if self._sequencer is not None:
@@ -97,3 +82,20 @@ def _trouble_of(part: Callable[[], None]) -> KeyRingUnavailable | StoreUnavailab
     except (KeyRingUnavailable, StoreUnavailable) as e:
         return e
     return None
+
+
+def set_back(store: LogStore, directory: Directory) -> bool:
+    """Whether the log in the database is shorter than, or not the one, that was kept. Raises as `problems` does."""
+    held, newest = directory.size(), directory.newest_checkpoint()
+    start = max(0, held - SEGMENT)
+    tail = [leaf_hash(line) for line in islice(directory.leaves(start), held - start)]
+    with store.reading() as tx:
+        if tx.log_head().size < max(held, newest):
+            return True
+        try:
+            # The root alone decides: keys that lag behind a rotation of the signing key are no reason to stay down.
+            is_same = not newest or Tree(tx.log_nodes).root(newest) == read(directory.note(newest)).root
+        except BadProof:
+            is_same = False
+        # Beyond the checkpoint too: a database that was set back may have grown again since.
+        return not is_same or list(tx.log_nodes(0, start, held - start)) != tail

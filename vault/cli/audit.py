@@ -17,6 +17,7 @@ from vault.app_operator import OperatorTools
 from vault.audit import leaf, proof
 from vault.audit.checkpoint import BadCheckpoint, VerifierKey, origin_of, parse_keys
 from vault.audit.copy import CopyTrouble, Directory, LogShrank, Shipper
+from vault.audit.keeper import set_back
 from vault.audit.leaf import BadLeaf
 from vault.audit.merkle import BadProof
 from vault.audit.report import AuditReport, review
@@ -264,8 +265,14 @@ def tail(config: Path, *, count: int, follow: bool, reason: str, as_json: bool) 
 
 
 def _sequence_if_free(tools: OperatorTools) -> None:
-    """So that the newest events show; an auditor's role may not, and a server does it anyway."""
-    with suppress(Busy, StoreUnavailable):
+    """So that the newest events show; an auditor's role may not, and a server does it anyway.
+
+    Never on a database that was set back: its log would part ways with the copy, and could not be reconciled any more.
+    """
+    path = tools.audit_directory()
+    with suppress(Busy, StoreUnavailable, CopyTrouble):
+        if path is not None and set_back(tools.log_store, Directory(path)):
+            return
         Sequencer(tools.log_store)()
 
 
