@@ -46,6 +46,8 @@ class Reconciled:
     once_keys_destroyed: int = 0
     lost_cards: list[str] = field(default_factory=list)
     """Tokens of cards that were stored after the backup and are gone; the shops' customers must be asked again."""
+    outdated_cards: list[str] = field(default_factory=list)
+    """Tokens of cards that were stored again after the backup: they are back under the consent and expiry of before."""
 
 
 class Reconcile:
@@ -79,7 +81,7 @@ class Reconcile:
             for page in self._missing_pages():
                 self._put_back(page, report)
                 watch(report.events, total)
-            report.lost_cards = self._lost()
+            self._look_for_cards(report)
             with self._store.writing() as tx:
                 tx.append_events(
                     [
@@ -92,6 +94,7 @@ class Reconcile:
                             grants_revoked=report.grants_revoked,
                             once_keys_destroyed=report.once_keys_destroyed,
                             lost_cards=len(report.lost_cards),
+                            outdated_cards=len(report.outdated_cards),
                         )
                     ]
                 )
@@ -220,14 +223,15 @@ class Reconcile:
         known = event.details.get("network_transaction_id")
         tx.approve_cards([Approval(card, None if known is None else NetworkTransactionId(str(known)))])
 
-    def _lost(self) -> list[str]:
-        """Of cards stored after the backup and not erased since, those that are not there."""
-        lost: list[str] = []
-        for tenant, token in self._stored:
+    def _look_for_cards(self, report: Reconciled) -> None:
+        """What became of cards that were stored after the backup and not erased since."""
+        for (tenant, token), customer in self._stored.items():
+            card = CardRef(TenantId(tenant), CustomerId(customer), Token(token))
             with self._store.reading() as tx:
-                if not tx.is_stored_or_erased(TenantId(tenant), Token(token)):
-                    lost.append(f"{tenant}/{token}")
-        return lost
+                if tx.cards([card]):
+                    report.outdated_cards.append(f"{tenant}/{token}")
+                elif not tx.is_stored_or_erased(card.tenant, card.token):
+                    report.lost_cards.append(f"{tenant}/{token}")
 
 
 def _decoded(line: bytes) -> AuditEvent:

@@ -48,6 +48,11 @@ def reconcile(
             terminal.say(
                 f"{len(report.lost_cards)} cards were stored after the backup and are lost (--json names them)"
             )
+        if report.outdated_cards:
+            terminal.say(
+                f"{len(report.outdated_cards)} cards were stored again after the backup and are back under their "
+                "former consent (--json names them)"
+            )
         terminal.say("next: cardvault audit verify, then start the servers")
         return EXIT_OK
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.contract.store.make import card, grant_for, granted, kept, once_key, stored
+from tests.contract.store.make import card, grant_for, granted, kept, once_key, sealed_again, stored
 from tests.integration.audit.conftest import Log
 from tests.support.world import CUSTOMER, NOW, TENANT
 from vault.audit.copy import Directory, LogShrank
@@ -372,3 +372,21 @@ def test_lost_cards_are_named_also_by_a_run_that_goes_on_after_one_that_was_cut_
     assert _reconcile(log).lost_cards == [f"{TENANT}/{token}"]
     assert _reconcile(log).lost_cards == []
     assert log.verify().is_good
+
+
+def test_cards_that_were_stored_again_after_the_backup_are_named(
+    log: Log, set_back: Callable[[], Callable[[], None]]
+) -> None:
+    first = card()
+    stored(log.store, first)
+    restore = set_back()
+    again = _world(log).event(_operator(), "card.tokenized", tenant=TENANT, customer=CUSTOMER, target=first.token)
+    with log.store.writing() as tx:
+        assert tx.reseal_cards([sealed_again(first)])
+        tx.append_events([again])
+    _secure(log)
+    restore()
+
+    report = _reconcile(log)
+
+    assert (report.lost_cards, report.outdated_cards) == ([], [f"{TENANT}/{first.token}"])
