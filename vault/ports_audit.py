@@ -61,7 +61,7 @@ class LoggedEvent:
     event_id: EventId
     leaf_hash: bytes
     event: AuditEvent | None
-    """None if someone removed it."""
+    """None if someone removed it, or made of it what is no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,21 @@ class LogState:
     newest_checkpoint: StoredCheckpoint | None
 
 
+@dataclass(frozen=True, slots=True)
+class QueueHealth:
+    """What waits, and what nobody but a forger leaves behind; all as of one moment."""
+
+    waiting: int
+    orphaned: int
+    """Waiting without an event: someone removed it."""
+    repeated: int
+    """Waiting more than once, or although they have a place."""
+    unlogged: Sequence[EventId]
+    """Events that are neither in the log nor in the queue: someone slipped them in, or took them out of it."""
+    beyond: int | None
+    """The first place that is taken outside of the log."""
+
+
 class LogReader(Reader, Protocol):
     """Queries on the log."""
 
@@ -95,10 +110,10 @@ class LogReader(Reader, Protocol):
         """The same in numbers, with what waits."""
 
     def queued_events(self, limit: int) -> Sequence[QueuedEvent]:
-        """Events that wait, in the order of their arrival."""
+        """Events that wait, in the order of their arrival; without rows that are no events."""
 
-    def queued_only(self) -> int:
-        """How many events wait; those whose event someone removed count too."""
+    def queue_health(self, limit: int) -> QueueHealth:
+        """What waits, with at most so many unlogged events."""
 
     def logged_events(self, start: int, limit: int) -> Sequence[LoggedEvent]:
         """Places of the log in order, from `start` on."""
@@ -114,9 +129,6 @@ class LogReader(Reader, Protocol):
 
     def newest_checkpoint(self) -> StoredCheckpoint | None:
         """The one of the greatest size."""
-
-    def unlogged_events(self, limit: int) -> Sequence[EventId]:
-        """Events that are neither in the log nor in the queue: someone slipped them in, or took them out of it."""
 
     def events_between(
         self, since: datetime, until: datetime, *, after: tuple[datetime, str] | None, limit: int

@@ -3,7 +3,7 @@
 --   owner     owns the schema: `cardvault db upgrade`, and nothing else
 --   app       servers: no change of the consent ledger or the audit log, no DDL
 --   operator  `cardvault keys`, `tenants`, `retention`: can neither store a card nor issue a grant
---   auditor   reads consent ledger and audit log, which records that; no card, no key, no ciphertext
+--   auditor   reads consent ledger and audit log, which records that and nothing else; no card, no key, no ciphertext
 --
 -- Run it as a superuser (or as a role with CREATEROLE that owns the database) in cardvault's database, which is for
 -- cardvault alone: before the first `cardvault db upgrade`, and again after each. Running it again changes nothing that
@@ -139,6 +139,27 @@ BEGIN
             EXECUTE format('GRANT %s ON %s TO %I', role.privileges, relation.name, role.name);
         END LOOP;
     END LOOP;
+
+    -- An auditor adds events of having looked, and no others: an event that says "erased" or "released" has effects, after
+    -- a restore or through its unique key, and one that no program can read holds up what reads it.
+    IF to_regclass('public.audit_events') IS NOT NULL THEN
+        CREATE OR REPLACE FUNCTION public.audit_events_of_auditor() RETURNS trigger LANGUAGE plpgsql AS $body$
+        BEGIN
+            IF NEW.event NOT IN ('audit.read', 'consent.shown') OR NEW.outcome <> 'ok' OR NEW.role <> 'operator'
+                OR NEW.grant_sha256 IS NOT NULL OR NOT isfinite(NEW.occurred_at) OR NEW.occurred_at >= '9999-01-01Z'
+                OR json_typeof(NEW.details::json) <> 'object'
+            THEN
+                RAISE EXCEPTION 'an auditor records looking and nothing else' USING ERRCODE = 'insufficient_privilege';
+            END IF;
+            RETURN NEW;
+        END $body$;
+        EXECUTE format('ALTER FUNCTION public.audit_events_of_auditor() OWNER TO %I', owner);
+        EXECUTE format(
+            'CREATE OR REPLACE TRIGGER audit_events_of_auditor BEFORE INSERT ON public.audit_events FOR EACH ROW '
+            'WHEN (current_user = %L) EXECUTE FUNCTION public.audit_events_of_auditor()',
+            (SELECT name FROM wanted_roles WHERE duty = 'auditor')
+        );
+    END IF;
 END
 $$;
 

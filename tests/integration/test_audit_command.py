@@ -26,6 +26,7 @@ from tests.support.requests import (
 from vault.audit.checkpoint import parse_keys
 from vault.audit.proof import check
 from vault.domain.audit import InclusionProof
+from vault.domain.ids import EventId
 from vault.embedded.openbao import OpenBao
 from vault.v1 import account_pb2
 
@@ -81,7 +82,20 @@ def test_a_proof_of_something_else_is_refused(desk: Desk, tmp_path: Path) -> Non
     desk.type("audit", "check-proof", tmp_path / "forged", "--key", tmp_path / "keys", code=1)
     desk.type("audit", "check-proof", tmp_path / "proof", "--key", other, code=1)
     desk.type("audit", "check-proof", tmp_path / "keys", "--key", tmp_path / "keys", code=1)
-    desk.audit("prove", "evt_nothing", code=1)
+    (tmp_path / "endless").write_text(text.replace('"index": ', '"index": Infinity, "was": '))
+    (tmp_path / "deep").write_text("[" * 200_000)
+    desk.type("audit", "check-proof", tmp_path / "endless", "--key", tmp_path / "keys", code=1)
+    desk.type("audit", "check-proof", tmp_path / "deep", "--key", tmp_path / "keys", code=1)
+    desk.audit("prove", EventId.from_random(bytes(16)), code=1)
+
+
+def test_what_is_no_event_id_is_not_written_down(desk: Desk, database_url: str) -> None:
+    typed = fresh_typed_card().pan
+
+    done = desk.audit("prove", typed, code=2)
+
+    assert typed not in done
+    assert not [row for row in rows(database_url, "SELECT details FROM audit_events") if typed in row[0]]
 
 
 def test_the_receipt_of_an_erasure_carries_its_proof_once_a_checkpoint_covers_it(desk: Desk) -> None:
@@ -192,6 +206,22 @@ def test_a_server_whose_database_is_set_back_under_it_ends(desk: Desk, database_
     execute(database_url, f"UPDATE audit_head SET size = {size - 1}")
 
     assert desk.installation.servers[0].wait(timeout=30) == 2
+
+
+def test_commands_do_not_go_on_with_a_database_that_was_set_back(desk: Desk, database_url: str) -> None:
+    desk.shop()
+    desk.settle()
+    desk.installation.servers[0].stop()
+    segment = desk.copy / "segments" / "000000000000.jsonl"
+    before = segment.read_bytes()
+    segment.write_bytes(before + before.splitlines(keepends=True)[-1])  # the copy knows more than the database
+    size = scalar(database_url, "SELECT size FROM audit_head")
+
+    desk.audit("tail")
+    assert scalar(database_url, "SELECT size FROM audit_head") == size
+    segment.write_bytes(before)
+    desk.audit("tail")
+    assert scalar(database_url, "SELECT size FROM audit_head") > size
 
 
 def test_usage_is_explained(desk: Desk, tmp_path: Path) -> None:

@@ -249,6 +249,49 @@ def test_an_auditor_reads_ledger_and_audit_log_and_nothing_else(url: str) -> Non
     assert writable == {"audit_events"}  # where it stands who read the log
 
 
+_LOOKED: dict[str, str] = {
+    "tenant_id": "''",
+    "event_id": "'evt_a'",
+    "occurred_at": "now()",
+    "event": "'audit.read'",
+    "outcome": "'ok'",
+    "reason": "'daily'",
+    "actor": "'operator:a'",
+    "actor_certificate": "''",
+    "role": "'operator'",
+    "peer": "''",
+    "request_id": "'req_a'",
+    "customer_id": "''",
+    "target": "'verify'",
+    "order_id": "''",
+    "processor": "''",
+    "grant_sha256": "NULL",
+    "details": "'{}'",
+}
+
+
+@pytest.mark.parametrize(
+    ("forged", "refused"),
+    [
+        ({}, None),
+        ({"event": "'customer.erased'"}, DENIED),  # a restored database would erase it again
+        ({"event": "'card.released'", "grant_sha256": "'\\x00'"}, DENIED),  # that grant could not be redeemed any more
+        ({"grant_sha256": "'\\x00'"}, DENIED),
+        ({"outcome": "'other'"}, DENIED),
+        ({"role": "'checkout'"}, DENIED),
+        ({"occurred_at": "'infinity'"}, DENIED),  # no program can read that
+        ({"details": "'[]'"}, DENIED),
+        ({"details": "'no json'"}, "22P02"),
+    ],
+)
+def test_an_auditor_records_looking_and_nothing_else(url: str, forged: dict[str, str], refused: str | None) -> None:
+    row = _LOOKED | forged
+    statement = f"INSERT INTO audit_events ({', '.join(row)}) VALUES ({', '.join(row.values())})"
+
+    assert sqlstate_of(as_role(url, AUDITOR), statement) == refused
+    assert sqlstate_of(as_role(url, APP), statement) is None
+
+
 @pytest.mark.parametrize("table", ["cards", "card_secrets", "once_keys", "grants", "idempotency"])
 def test_an_operator_can_make_neither_card_nor_grant(url: str, table: str) -> None:
     assert sqlstate_of(as_role(url, OPERATOR), f"INSERT INTO {table} DEFAULT VALUES") == DENIED

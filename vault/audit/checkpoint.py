@@ -104,7 +104,7 @@ def opened(text: str, keys: Iterable[VerifierKey], *, origin: str | None = None)
         raise BadCheckpoint("is not a signed checkpoint")
     checkpoint = _parsed(body + "\n")
     if origin is not None and checkpoint.origin != origin:
-        raise BadCheckpoint(f"is a checkpoint of another log ({checkpoint.origin})")
+        raise BadCheckpoint(f"is a checkpoint of another log ({checkpoint.origin!a})")
     known = {(key.name, key.key_id): key for key in keys}
     found = 0
     for line in signatures.splitlines():

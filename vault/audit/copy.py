@@ -10,15 +10,18 @@ and after a database restore it says what the database forgot.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from vault.audit import leaf
-from vault.audit.checkpoint import VerifierKey, parse_keys
+from vault.audit.checkpoint import BadCheckpoint, VerifierKey, opened, parse_keys, read
+from vault.audit.merkle import leaf_hash
 from vault.ports_audit import LogStore, StoredCheckpoint
 from vault.ports_operator import Busy
 
@@ -43,6 +46,9 @@ class LogSink(Protocol):
     def newest_checkpoint(self) -> int:
         """Size of the greatest checkpoint it holds; 0 if none."""
 
+    def last_event(self) -> bytes | None:
+        """The leaf at the place `size() - 1`; None if it is empty."""
+
     def add_events(self, start: int, leaves: Sequence[bytes]) -> None:
         """Add leaves; the first has the place `start`, which is `size()`. Durable when it returns."""
 
@@ -61,6 +67,7 @@ class Directory:
         self._segments = path / "segments"
         self._checkpoints = path / "checkpoints"
         self._seen: tuple[Path, int, int] | None = None
+        self._newest: tuple[int, int] | None = None
 
     # --- writing ---
 
@@ -69,7 +76,7 @@ class Directory:
         """Be the only writer meanwhile. Raises `Busy` if another is at it, `CopyTrouble`."""
         self._prepare()
         try:
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as e:
             raise CopyTrouble(f"{self.path}: cannot be written ({e.strerror})") from None
         try:
@@ -94,11 +101,12 @@ class Directory:
             raise CopyTrouble(f"{self.path}: holds {self.size()} events, not {start}")
         position = 0
         try:
+            self._cut_off_half_a_line()
             while position < len(leaves):
                 at = start + position
                 first = at - at % SEGMENT
                 part = leaves[position : position + SEGMENT - (at - first)]
-                with self._segment(first).open("ab") as file:
+                with _opened(self._segment(first), os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
                     file.write(b"".join(each + b"\n" for each in part))
                     file.flush()
                     os.fsync(file.fileno())
@@ -111,6 +119,7 @@ class Directory:
     def add_checkpoint(self, size: int, note: str) -> None:
         """One file; never replaced."""
         self._write_once(self._checkpoints / f"{size:012d}", note)
+        self._newest = None if self._newest is None else (self._changed_at(), max(self._newest[1], size))
 
     def add_keys(self, keys: Sequence[VerifierKey]) -> None:
         """Lines are only added: a key that is gone from Vault still checks old checkpoints."""
@@ -119,8 +128,8 @@ class Directory:
         if not new:
             return
         try:
-            with (self.path / "keys").open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in new))
+            with _opened(self.path / "keys", os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+                file.write("".join(f"{line}\n" for line in new).encode())
                 file.flush()
                 os.fsync(file.fileno())
             _sync(self.path)
@@ -130,8 +139,8 @@ class Directory:
     def _write_once(self, path: Path, text: str) -> None:
         temporary = path.with_name(f".{path.name}.new")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+                file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -145,23 +154,35 @@ class Directory:
         """Public keys that came with the copy; whoever could change the copy could change them too."""
         path = self.path / "keys"
         try:
-            return parse_keys(path.read_text(encoding="utf-8")) if path.exists() else ()
+            return parse_keys(_text(path)) if path.exists() else ()
         except OSError as e:
             raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
+        except (BadCheckpoint, UnicodeDecodeError):
+            raise CopyTrouble(f"{path}: is no list of verifier keys") from None
 
     def size(self) -> int:
         """Events held. A line that a crash cut short does not count, and is taken away before the next is added."""
         return self._measured()
 
     def newest_checkpoint(self) -> int:
-        """Size of the greatest checkpoint."""
-        return max(self._checkpoint_sizes(), default=0)
+        """Size of the greatest checkpoint that one of the keys beside it signed, if any are there."""
+        at = self._changed_at()
+        if self._newest is None or self._newest[0] != at:
+            # Not asked of every file every second: after a year there are millions.
+            keys = self.keys()
+            self._newest = (at, next((each for each in self._newest_first() if self._is_believed(each, keys)), 0))
+        return self._newest[1]
+
+    def last_event(self) -> bytes | None:
+        """The last whole line."""
+        size = self.size()
+        return next(self.leaves(size - 1), None) if size else None
 
     def note(self, size: int) -> str:
         """A checkpoint's text. Raises `CopyTrouble`."""
         path = self._checkpoints / f"{size:012d}"
         try:
-            return path.read_text(encoding="utf-8")
+            return _text(path)
         except (OSError, UnicodeDecodeError):
             raise CopyTrouble(f"{path}: cannot be read") from None
 
@@ -180,7 +201,7 @@ class Directory:
         while last is not None and first <= last:
             path = self._segment(first)
             try:
-                with path.open("rb") as file:
+                with _opened(path, os.O_RDONLY) as file:
                     count = 0
                     for line in file:
                         if not line.endswith(b"\n"):
@@ -202,14 +223,32 @@ class Directory:
             names = [path.stem for path in self._segments.glob("*.jsonl")] if self._segments.is_dir() else []
         except OSError as e:
             raise CopyTrouble(f"{self._segments}: cannot be read ({e.strerror})") from None
-        return max((int(name) for name in names if name.isdigit()), default=None)
+        return max((int(name) for name in names if _is_number(name)), default=None)
 
     def _checkpoint_sizes(self) -> list[int]:
         try:
             found = list(self._checkpoints.iterdir()) if self._checkpoints.is_dir() else []
         except OSError as e:
             raise CopyTrouble(f"{self._checkpoints}: cannot be read ({e.strerror})") from None
-        return [int(path.name) for path in found if path.name.isdigit()]
+        return [int(path.name) for path in found if _is_number(path.name)]
+
+    def _newest_first(self) -> Sequence[int]:
+        return sorted(self._checkpoint_sizes(), reverse=True)
+
+    def _is_believed(self, size: int, keys: Sequence[VerifierKey]) -> bool:
+        try:
+            note = self.note(size)
+            return (opened(note, keys) if keys else read(note)).size == size
+        except (BadCheckpoint, CopyTrouble):
+            return False
+
+    def _changed_at(self) -> int:
+        """When a checkpoint or a key was added last."""
+        try:
+            found = [path.stat().st_mtime_ns for path in (self._checkpoints, self.path / "keys") if path.exists()]
+        except OSError as e:
+            raise CopyTrouble(f"{self.path}: cannot be read ({e.strerror})") from None
+        return max(found, default=0)
 
     def _measured(self) -> int:
         last = self._last_segment()
@@ -220,15 +259,23 @@ class Directory:
             length = path.stat().st_size
             if self._seen is not None and self._seen[:2] == (path, length):
                 return self._seen[2]
-            raw = path.read_bytes()
-            whole = raw.rfind(b"\n") + 1
-            if whole != len(raw):
-                os.truncate(path, whole)
+            with _opened(path, os.O_RDONLY) as file:
+                count = sum(1 for line in file if line.endswith(b"\n"))
         except OSError as e:
             raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
-        size = last + raw.count(b"\n")
-        self._seen = (path, whole, size)
-        return size
+        self._seen = (path, length, last + count)
+        return last + count
+
+    def _cut_off_half_a_line(self) -> None:
+        """Only who writes does this: a reader may see a line that is just being written."""
+        last = self._last_segment()
+        if last is None:
+            return
+        with _opened(self._segment(last), os.O_RDWR) as file:
+            whole = sum(len(line) for line in file if line.endswith(b"\n"))
+            if file.tell() != whole:
+                file.truncate(whole)
+                self._seen = None
 
 
 class Shipper:
@@ -250,15 +297,23 @@ class Shipper:
             start = self._sink.size()
             with self._store.reading() as tx:
                 size = tx.log_head().size
-                page = tx.logged_events(start, PAGE) if start < size else ()
+                page = tx.logged_events(start, min(PAGE, size - start)) if start < size else ()
+                before = tx.log_nodes(0, start - 1, 1) if start else ()
             if size < max(start, self._sink.newest_checkpoint()):
+                raise LogShrank
+            last = self._sink.last_event()
+            if last is not None and list(before) != [leaf_hash(last)]:
+                # It was set back and has grown again since: what is here must not be continued with what is there.
                 raise LogShrank
             if not page:
                 break
             events = [each.event for each in page]
             if any(event is None for event in events):
                 raise CopyTrouble("an event of the log is gone from the database: run `cardvault audit verify`")
-            self._sink.add_events(start, [leaf.encode(event) for event in events if event is not None])
+            lines = [leaf.encode(event) for event in events if event is not None]
+            if [leaf_hash(line) for line in lines] != [each.leaf_hash for each in page]:
+                raise CopyTrouble("an event in the database is not what was logged: run `cardvault audit verify`")
+            self._sink.add_events(start, lines)
             added += len(page)
         self._ship_checkpoints()
         return added
@@ -278,7 +333,25 @@ class Shipper:
 
 
 class LogShrank(Exception):
-    """The database's log is shorter than what was already kept elsewhere: it was restored from an older backup."""
+    """The database's log is shorter than, or not the one, that was kept elsewhere: it was restored from a backup."""
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name == f"{int(name):012d}"
+
+
+def _opened(path: Path, flags: int) -> BinaryIO:
+    """A plain file: not what a link leads to, and no pipe or device that never ends. Raises `OSError`."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file")
+    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "ab" if flags & os.O_WRONLY else "rb")
+
+
+def _text(path: Path) -> str:
+    with _opened(path, os.O_RDONLY) as file:
+        return file.read().decode("utf-8")
 
 
 def _sync(folder: Path) -> None:

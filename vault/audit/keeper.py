@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 
-from vault.audit.checkpoint import BadCheckpoint, VerifierKey, opened
-from vault.audit.copy import Directory, LogShrank, Shipper
-from vault.audit.merkle import BadProof, Tree
+from vault.audit.checkpoint import VerifierKey, read
+from vault.audit.copy import SEGMENT, Directory, LogShrank, Shipper
+from vault.audit.merkle import BadProof, Tree, leaf_hash
 from vault.audit.sequencer import Checkpointer, Sequencer
 from vault.domain.errors import KeyRingUnavailable, StoreUnavailable
 from vault.ports_audit import LogStore
@@ -36,10 +38,10 @@ class LogKeeper:
 
     def turn(self) -> None:
         """One round. Raises `KeyRingUnavailable`, `StoreUnavailable`, `CopyTrouble`; the next round tries again."""
-        if self._sequencer is not None:
-            with suppress(Busy):
-                self._sequencer()
-        trouble = self._checkpoint()
+        # One part that cannot go on holds up no other: above all, a database that was set back must be noticed.
+        troubles = [
+            trouble for part in (self._sequence, self._checkpoint) if (trouble := _trouble_of(part)) is not None
+        ]
         if self._shipper is not None:
             try:
                 with suppress(Busy):
@@ -47,8 +49,8 @@ class LogKeeper:
             except LogShrank:
                 self._shrank.set()
                 raise StoreUnavailable(SHRANK) from None
-        if trouble is not None:
-            raise trouble
+        if troubles:
+            raise troubles[0]
 
     def check(self) -> None:
         """Readiness: not while the database is known to have been set back. Raises `StoreUnavailable`."""
@@ -59,32 +61,41 @@ class LogKeeper:
         """Why the log as it is must not be gone on with. Raises `StoreUnavailable`, `CopyTrouble`."""
         if self._directory is None:
             return []
-        held, newest = self._directory.size(), self._directory.newest_checkpoint()
-        with self._store.reading() as tx:
-            size = tx.log_head().size
-            if size < max(held, newest):
-                return [RESTORED.format(self._directory.path)]
-            if newest:
-                try:
-                    kept = opened(self._directory.note(newest), self._directory.keys())
-                    is_same = Tree(tx.log_nodes).root(newest) == kept.root
-                except BadCheckpoint as e:
-                    return [f"{self._directory.path}: checkpoint {newest} {e}"]
-                except BadProof:
-                    is_same = False
-                if not is_same:
-                    return [RESTORED.format(self._directory.path)]
-        return []
+        return [RESTORED.format(self._directory.path)] if set_back(self._store, self._directory) else []
 
-    def _checkpoint(self) -> KeyRingUnavailable | None:
-        """Vault may be away: the copy is made all the same."""
+    def _sequence(self) -> None:
+        if self._sequencer is not None:
+            self._sequencer()
+
+    def _checkpoint(self) -> None:
         if self._checkpointer is None:
-            return None
+            return
+        signed = self._checkpointer()
+        if signed is not None or not self._keys:
+            self._keys = self._checkpointer.keys()
+
+
+def _trouble_of(part: Callable[[], None]) -> KeyRingUnavailable | StoreUnavailable | None:
+    try:
+        with suppress(Busy):
+            part()
+    except (KeyRingUnavailable, StoreUnavailable) as e:
+        return e
+    return None
+
+
+def set_back(store: LogStore, directory: Directory) -> bool:
+    """Whether the log in the database is shorter than, or not the one, that was kept. Raises as `problems` does."""
+    held, newest = directory.size(), directory.newest_checkpoint()
+    start = max(0, held - SEGMENT)
+    tail = [leaf_hash(line) for line in islice(directory.leaves(start), held - start)]
+    with store.reading() as tx:
+        if tx.log_head().size < max(held, newest):
+            return True
         try:
-            with suppress(Busy):
-                signed = self._checkpointer()
-                if signed is not None or not self._keys:
-                    self._keys = self._checkpointer.keys()
-        except KeyRingUnavailable as e:
-            return e
-        return None
+            # The root alone decides: keys that lag behind a rotation of the signing key are no reason to stay down.
+            is_same = not newest or Tree(tx.log_nodes).root(newest) == read(directory.note(newest)).root
+        except BadProof:
+            is_same = False
+        # Beyond the checkpoint too: a database that was set back may have grown again since.
+        return not is_same or list(tx.log_nodes(0, start, held - start)) != tail

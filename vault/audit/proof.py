@@ -76,7 +76,7 @@ def from_json(text: str) -> InclusionProof:
             path=tuple(base64.b64decode(each, validate=True) for each in facts["path"]),
             checkpoint=str(facts["checkpoint"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, binascii.Error):
         raise BadProof("is not an inclusion proof of cardvault") from None
 
 
@@ -103,7 +103,7 @@ def check_consistency_file(text: str, keys: Sequence[VerifierKey]) -> tuple[Chec
             raise ValueError
         path = [base64.b64decode(each, validate=True) for each in facts["path"]]
         notes = str(facts["old"]), str(facts["new"])
-    except (ValueError, KeyError, TypeError, binascii.Error):
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise BadProof("is not a consistency proof of cardvault") from None
     older, newer = opened(notes[0], keys), opened(notes[1], keys)
     if older.origin != newer.origin:
@@ -117,7 +117,7 @@ def format_of(text: str) -> str:
     try:
         facts: Any = json.loads(text)
         return str(facts["format"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -15,7 +15,7 @@ from vault.audit import leaf
 from vault.audit.checkpoint import VerifierKey
 from vault.audit.copy import Directory
 from vault.audit.leaf import BadLeaf
-from vault.audit.merkle import Frontier, leaf_hash
+from vault.audit.merkle import BadProof, Frontier, Tree, leaf_hash
 from vault.audit.sequencer import frontier_of, head_of
 from vault.audit.verify import Watch, unwatched, verify_directory
 from vault.domain.audit import AuditEvent, Outcome
@@ -30,6 +30,8 @@ PAGE = 500
 
 ERASED = frozenset({"card.erased", "customer.erased"})
 STORED = "card.tokenized"
+_BEGAN = "restore.began"
+"""Setting with the size of the log when a restore was begun that is not finished; empty otherwise."""
 
 
 @dataclass(slots=True)
@@ -37,11 +39,15 @@ class Reconciled:
     """What was put back."""
 
     events: int = 0
+    unsigned: int = 0
+    """Events of the copy that no checkpoint in it covers: whoever can write the copy could have written them."""
     cards_erased: int = 0
     grants_revoked: int = 0
     once_keys_destroyed: int = 0
     lost_cards: list[str] = field(default_factory=list)
     """Tokens of cards that were stored after the backup and are gone; the shops' customers must be asked again."""
+    outdated_cards: list[str] = field(default_factory=list)
+    """Tokens of cards that were stored again after the backup: they are back under the consent and expiry of before."""
 
 
 class Reconcile:
@@ -57,6 +63,7 @@ class Reconcile:
     def missing(self) -> int:
         """How many events the database lacks. Raises `PreconditionFailed` if the copy is not fit to be used."""
         self._check_copy()
+        self._check_beginning()
         with self._store.reading() as tx:
             return max(0, self._copy.size() - tx.log_head().size)
 
@@ -65,16 +72,16 @@ class Reconcile:
 
         Raises `PreconditionFailed` if the copy is damaged or of another log, `StoreUnavailable`, `Busy`.
         """
-        self._check_copy()
-        report = Reconciled()
+        report = Reconciled(unsigned=self._check_copy())
         with self._store.exclusively("audit-sequencer"):
-            self._close_grants(operator, report)
             self._check_beginning()
+            self._close_grants(operator, report)
+            self._go_on()
             total = self._copy.size()
             for page in self._missing_pages():
                 self._put_back(page, report)
                 watch(report.events, total)
-            report.lost_cards = self._lost()
+            self._look_for_cards(report)
             with self._store.writing() as tx:
                 tx.append_events(
                     [
@@ -82,35 +89,48 @@ class Reconcile:
                             operator,
                             "restore.reconciled",
                             events=report.events,
+                            unsigned=report.unsigned,
                             cards_erased=report.cards_erased,
                             grants_revoked=report.grants_revoked,
                             once_keys_destroyed=report.once_keys_destroyed,
                             lost_cards=len(report.lost_cards),
+                            outdated_cards=len(report.outdated_cards),
                         )
                     ]
                 )
+                tx.put_setting(_BEGAN, "")
         return report
 
-    def _check_copy(self) -> None:
+    def _check_copy(self) -> int:
+        """Returns how many of its events no checkpoint covers."""
         result = verify_directory(self._copy, self._keys)
         if not result.is_good:
             raise PreconditionFailed("audit_copy_bad", message=f"the copy is not fit: {result.findings[0].text}")
         if result.size == 0:
             raise PreconditionFailed("audit_copy_empty", message=f"{self._copy.path}: holds no log")
+        if result.checkpoints == 0:
+            raise PreconditionFailed(
+                "audit_copy_unsigned",
+                message=f"{self._copy.path}: holds no signed checkpoint, so anybody may have written it",
+            )
+        return result.size - result.covered
 
     def _check_beginning(self) -> None:
         """The database's log must be the beginning of the copy, or the other way round."""
         with self._store.reading() as tx:
-            head = tx.log_head()
-        mine = frontier_of(head)
-        if head.size > self._copy.size():
-            return  # longer than the copy: the gate at start compares the checkpoints
+            size = min(tx.log_head().size, self._copy.size())
+            try:
+                # In the same transaction: of a longer log the beginning is what counts.
+                mine = Tree(tx.log_nodes).frontier(size)
+            except BadProof:
+                mine = None
         theirs = Frontier()
-        theirs.extend(leaf_hash(line) for line in islice(self._copy.leaves(), head.size))
+        theirs.extend(leaf_hash(line) for line in islice(self._copy.leaves(), size))
         if theirs != mine:
             raise PreconditionFailed(
                 "audit_log_foreign",
-                message="the log in the database is not the beginning of the copy: another database, or an edited one",
+                message="the database's log and the copy part ways: another database, an edited one, or one that was "
+                "gone on with after it was restored (restore it again)",
             )
 
     def _close_grants(self, operator: Operator, report: Reconciled) -> None:
@@ -128,16 +148,22 @@ class Reconcile:
                         )
                     ]
                 )
+            if not tx.setting(_BEGAN):
+                tx.put_setting(_BEGAN, str(tx.log_head().size))
+
+    def _go_on(self) -> None:
+        """Follow what an earlier run put back before it was cut off, so that no lost card goes unnamed."""
+        with self._store.reading() as tx:
+            began, size = int(tx.setting(_BEGAN) or 0), tx.log_head().size
+        for line in islice(self._copy.leaves(began), max(0, size - began)):
+            self._follow(_decoded(line))
 
     def _missing_pages(self) -> Iterator[Sequence[AuditEvent]]:
         with self._store.reading() as tx:
             start = tx.log_head().size
         lines = self._copy.leaves(start)
         while page := list(islice(lines, PAGE)):
-            try:
-                yield [leaf.decode(line) for line in page]
-            except BadLeaf as e:
-                raise PreconditionFailed("audit_copy_bad", message=f"the copy {e}") from None
+            yield [_decoded(line) for line in page]
 
     def _put_back(self, page: Sequence[AuditEvent], report: Reconciled) -> None:
         with self._store.writing() as tx:
@@ -197,11 +223,20 @@ class Reconcile:
         known = event.details.get("network_transaction_id")
         tx.approve_cards([Approval(card, None if known is None else NetworkTransactionId(str(known)))])
 
-    def _lost(self) -> list[str]:
-        """Of cards stored after the backup and not erased since, those that are not there."""
-        lost: list[str] = []
-        for tenant, token in self._stored:
+    def _look_for_cards(self, report: Reconciled) -> None:
+        """What became of cards that were stored after the backup and not erased since."""
+        for (tenant, token), customer in self._stored.items():
+            card = CardRef(TenantId(tenant), CustomerId(customer), Token(token))
             with self._store.reading() as tx:
-                if not tx.is_stored_or_erased(TenantId(tenant), Token(token)):
-                    lost.append(f"{tenant}/{token}")
-        return lost
+                if tx.cards([card]):
+                    report.outdated_cards.append(f"{tenant}/{token}")
+                elif not tx.is_stored_or_erased(card.tenant, card.token):
+                    report.lost_cards.append(f"{tenant}/{token}")
+
+
+def _decoded(line: bytes) -> AuditEvent:
+    try:
+        return leaf.decode(line)
+    except BadLeaf as e:
+        text = str(e)
+    raise PreconditionFailed("audit_copy_bad", message=f"the copy {text}")

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, note, opened, origin_of
-from vault.audit.merkle import BadProof, Frontier, leaf_hash
+from vault.audit.merkle import BadProof, Frontier, Tree, leaf_hash
 from vault.domain.errors import StoreUnavailable
 from vault.ports import Clock
 from vault.ports_audit import LogHead, LogStore, LogWriter, NewLeaf, NewNode, QueuedEvent, StoredCheckpoint
@@ -125,7 +125,8 @@ class Checkpointer:
     def __call__(self, *, now: bool = False) -> StoredCheckpoint | None:
         """Sign and keep a checkpoint if one is due, or with `now` if anything was added since the last.
 
-        Raises `Busy` while another process is at it, `KeyRingUnavailable`, `StoreUnavailable`.
+        Raises `Busy` while another process is at it, `KeyRingUnavailable`, `StoreUnavailable`, also where the log is
+        not the one that was signed last: a forgery gets no signature.
         """
         with self._store.reading() as tx:
             head, newest = tx.log_head(), tx.newest_checkpoint()
@@ -134,8 +135,9 @@ class Checkpointer:
         with self._store.exclusively("audit-checkpointer"):
             with self._store.reading() as tx:
                 head, newest = tx.log_head(), tx.newest_checkpoint()
-            if not self._is_due(head, newest, now=now):
-                return None
+                if not self._is_due(head, newest, now=now):
+                    return None
+                _check_continues(Tree(tx.log_nodes), head, newest)
             signed = self._sign(head)
             with self._store.writing() as tx:
                 return signed if tx.add_checkpoint(signed) else None
@@ -148,7 +150,10 @@ class Checkpointer:
         if newest is None:
             return head.size > 0
         added = head.size - newest.size
-        if added <= 0:
+        if added < 0:
+            # Nobody here signs more than there is: somebody cut the log, or wrote a checkpoint of their own.
+            raise StoreUnavailable(INCONSISTENT)
+        if added == 0:
             return False
         aged = self._clock.now() - newest.signed_at >= self._pace.after
         return now or aged or added >= self._pace.events
@@ -167,6 +172,17 @@ class Checkpointer:
         if not is_good:
             raise StoreUnavailable("audit_signature_odd")
         return StoredCheckpoint(checkpoint.size, checkpoint.root, text, self._clock.now())
+
+
+def _check_continues(tree: Tree, head: LogHead, newest: StoredCheckpoint | None) -> None:
+    """What is signed is what stands in the log, and goes on where the last checkpoint ended."""
+    try:
+        is_good = tree.frontier(head.size) == frontier_of(head)
+        is_good = is_good and (newest is None or tree.root(newest.size) == newest.root)
+    except BadProof:
+        is_good = False
+    if not is_good:
+        raise StoreUnavailable(INCONSISTENT)
 
 
 def verifier_keys(signer: Signer, origin: str) -> tuple[VerifierKey, ...]:

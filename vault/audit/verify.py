@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, opened
@@ -160,23 +161,20 @@ def verify_store(
 ) -> Verification:
     """Verify the log in the database; where a copy is at hand, it names the exact place. Raises `StoreUnavailable`."""
     result = Verification()
+    # What must fit the log is read before its end: a server that goes on meanwhile makes no false alarm.
+    stored = [(f"checkpoint {size}", text) for size, text in _stored_notes(store)]
+    copied, held = (_copied(copy), copy.size()) if copy is not None else ([], 0)
     with store.reading() as tx:
-        head, result.queued = tx.log_head(), tx.queued_only()
-        orphaned = result.queued - len(tx.queued_events(result.queued + 1))
-        unlogged = tx.unlogged_events(MOST_FINDINGS)
-    for event_id in unlogged:
-        result.found("unlogged", None, f"event {event_id} is neither in the log nor waiting for it")
-    if orphaned > 0:
-        result.found("queue", None, f"{orphaned} events wait for their place but are gone themselves")
-    notes = [(f"checkpoint {size}", text) for size, text in _stored_notes(store, head.size)]
-    beyond = [(f"checkpoint {size}", text) for size, text in _stored_notes(store, None, after=head.size)]
-    walk = _Walk(result, believed([*notes, *beyond, *kept, *_copied(copy)], keys, result))
-    levels: dict[int, int] = {}
+        head = tx.log_head()
+    _look_at_queue(store, result)
+    walk = _Walk(result, believed([*stored, *kept, *copied], keys, result))
+    lines = _Compared(copy, held, result)
     for page in _pages(store, head.size):
         completed: list[Node] = []
         for each in page:
+            lines.compare(each)
             completed += _look_at(each, walk, result)
-        _compare_nodes(store, completed, levels, result)
+        _compare_nodes(store, completed, result)
         watch(walk.frontier.size, head.size)
     if walk.frontier.size < head.size:
         at = walk.frontier.size
@@ -184,28 +182,73 @@ def verify_store(
     elif walk.frontier.encode() != head.frontier:
         result.found("head", None, "the stored end of the log does not fit its events")
     walk.end()
-    if walk.broken is not None and copy is not None:
-        _name_place(store, copy, walk.broken, result)
+    if held > head.size:
+        result.found("truncated", head.size, f"the log ends after {head.size} events; the copy has {held}")
     return result
 
 
-def _stored_notes(store: LogStore, until: int | None, *, after: int = -1) -> Iterator[tuple[int, str]]:
-    while True:
+class _Compared:
+    """Holds the log against the copy, place by place, also where no checkpoint covers it yet."""
+
+    def __init__(self, copy: Directory | None, held: int, result: Verification) -> None:
+        self._lines = islice(copy.leaves(), held) if copy is not None else iter(())
+        self._result = result
+
+    def compare(self, each: LoggedEvent) -> None:
+        """The next place of the log."""
+        try:
+            line = next(self._lines, None)
+        except CopyTrouble as e:
+            self._result.found("copy", each.index, str(e))
+            line = None
+        if line is None:
+            self._lines = iter(())
+        elif each.leaf_hash != leaf_hash(line):
+            text = f"event {each.index} differs from the copy: the first that does"
+            self._result.found("changed", each.index, text)
+            self._lines = iter(())
+
+
+def _look_at_queue(store: LogStore, result: Verification) -> None:
+    with store.reading() as tx:
+        queue = tx.queue_health(MOST_FINDINGS)
+        readable = len(tx.queued_events(queue.waiting + 1))
+    result.queued = queue.waiting
+    for event_id in queue.unlogged:
+        result.found("unlogged", None, f"event {event_id} is neither in the log nor waiting for it")
+    if queue.orphaned > 0:
+        result.found("queue", None, f"{queue.orphaned} events wait for their place but are gone themselves")
+    if readable < queue.waiting - queue.orphaned:
+        result.found(
+            "queue", None, f"{queue.waiting - queue.orphaned - readable} rows wait for a place and are no events"
+        )
+    if queue.repeated > 0:
+        result.found("queue", None, f"{queue.repeated} events wait for a second place: the log cannot go on")
+    if queue.beyond is not None:
+        result.found(
+            "beyond", queue.beyond, f"place {queue.beyond} is taken, outside of the log: it cannot go on there"
+        )
+
+
+def _stored_notes(store: LogStore) -> Iterator[tuple[int, str]]:
+    with store.reading() as tx:
+        newest = tx.newest_checkpoint()
+    after = -1
+    while newest is not None and after < newest.size:
         with store.reading() as tx:
             page = tx.checkpoints(after=after, limit=PAGE)
         for each in page:
-            if until is not None and each.size > until:
-                return
-            yield each.size, each.note
+            if each.size <= newest.size:
+                yield each.size, each.note
         if not page:
             return
         after = page[-1].size
 
 
-def _copied(copy: Directory | None) -> list[tuple[str, str]]:
+def _copied(copy: Directory) -> list[tuple[str, str]]:
     """The newest checkpoint of the copy: the log must be at least as long."""
-    newest = copy.newest_checkpoint() if copy is not None else 0
-    return [(f"checkpoint {newest} of the copy", copy.note(newest))] if copy is not None and newest else []
+    newest = copy.newest_checkpoint()
+    return [(f"checkpoint {newest} of the copy", copy.note(newest))] if newest else []
 
 
 def _pages(store: LogStore, size: int) -> Iterator[Sequence[LoggedEvent]]:
@@ -224,14 +267,14 @@ def _pages(store: LogStore, size: int) -> Iterator[Sequence[LoggedEvent]]:
 
 def _look_at(each: LoggedEvent, walk: _Walk, result: Verification) -> list[Node]:
     if each.event is None:
-        result.found("removed", each.index, f"event {each.index} ({each.event_id}) is gone")
+        result.found("removed", each.index, f"event {each.index} ({each.event_id}) is gone, or is no event any more")
     elif leaf_hash(leaf.encode(each.event)) != each.leaf_hash:
         result.found("edited", each.index, f"event {each.index} ({each.event_id}) is not what was logged")
     # The stored hash goes on into the tree: so one edited event is one finding, and what is signed decides the rest.
     return walk.add(each.leaf_hash)
 
 
-def _compare_nodes(store: LogStore, completed: Sequence[Node], levels: dict[int, int], result: Verification) -> None:
+def _compare_nodes(store: LogStore, completed: Sequence[Node], result: Verification) -> None:
     by_level: dict[int, list[Node]] = {}
     for node in completed:
         by_level.setdefault(node.level, []).append(node)
@@ -240,29 +283,3 @@ def _compare_nodes(store: LogStore, completed: Sequence[Node], levels: dict[int,
             stored = list(tx.log_nodes(level, nodes[0].index, len(nodes)))
         if stored != [node.value for node in nodes]:
             result.found("nodes", nodes[0].index << level, f"stored hashes of level {level} do not fit the events")
-        levels[level] = nodes[-1].index
-
-
-def _name_place(store: LogStore, copy: Directory, broken: tuple[int, int], result: Verification) -> None:
-    """Hold the stretch that does not fit against the copy."""
-    start, stop = broken
-    lines = copy.leaves(start)
-    place = start
-    for page in _pages_from(store, start, stop):
-        for each, line in zip(page, lines, strict=False):
-            if each.event is None or leaf.encode(each.event) != line:
-                result.found("changed", each.index, f"event {each.index} differs from the copy: the first that does")
-                return
-            place = each.index + 1
-    if place < stop and next(lines, None) is not None:
-        result.found("truncated", place, f"event {place} is in the copy and not in the database: the first of those")
-
-
-def _pages_from(store: LogStore, start: int, stop: int) -> Iterator[Sequence[LoggedEvent]]:
-    while start < stop:
-        with store.reading() as tx:
-            page = tx.logged_events(start, min(PAGE, stop - start))
-        if not page:
-            return
-        yield page
-        start = page[-1].index + 1

@@ -17,6 +17,7 @@ from vault.app_operator import OperatorTools
 from vault.audit import leaf, proof
 from vault.audit.checkpoint import BadCheckpoint, VerifierKey, origin_of, parse_keys
 from vault.audit.copy import CopyTrouble, Directory, LogShrank, Shipper
+from vault.audit.keeper import set_back
 from vault.audit.leaf import BadLeaf
 from vault.audit.merkle import BadProof
 from vault.audit.report import AuditReport, review
@@ -34,7 +35,7 @@ from vault.cli.operating import (
     operator_now,
 )
 from vault.domain.audit import AuditEvent
-from vault.domain.errors import StoreUnavailable
+from vault.domain.errors import NotAvailable, StoreUnavailable
 from vault.domain.ids import EventId
 from vault.ports_operator import Busy
 
@@ -173,8 +174,13 @@ def prove(config: Path, *, event: str, out: Path | None, reason: str, as_json: b
     """A proof that one event is in the log."""
 
     def command(tools: OperatorTools, terminal: Terminal) -> int:
-        _read_event(tools, "prove", reason, about=event)
-        found = proof.prove(tools.log_store, EventId(event))
+        try:
+            wanted = EventId.parse(event)
+        except NotAvailable:
+            # Nothing else is written down: what was typed here by mistake may be a card number.
+            raise typer.BadParameter("is no event id (evt_ and letters)", param_hint="EVENT") from None
+        _read_event(tools, "prove", reason, about=wanted)
+        found = proof.prove(tools.log_store, wanted)
         if found is None:
             terminal.trouble(f"{event}: no signed checkpoint covers such an event; try again after the next one")
             terminal.result({"error": "not_covered", "event": event})
@@ -259,8 +265,14 @@ def tail(config: Path, *, count: int, follow: bool, reason: str, as_json: bool) 
 
 
 def _sequence_if_free(tools: OperatorTools) -> None:
-    """So that the newest events show; an auditor's role may not, and a server does it anyway."""
-    with suppress(Busy, StoreUnavailable):
+    """So that the newest events show; an auditor's role may not, and a server does it anyway.
+
+    Never on a database that was set back: its log would part ways with the copy, and could not be reconciled any more.
+    """
+    path = tools.audit_directory()
+    with suppress(Busy, StoreUnavailable, CopyTrouble):
+        if path is not None and set_back(tools.log_store, Directory(path)):
+            return
         Sequencer(tools.log_store)()
 
 

@@ -42,9 +42,16 @@ def reconcile(
             f"{report.events} events put back, {report.cards_erased} cards erased again, "
             f"{report.grants_revoked} grants revoked, {report.once_keys_destroyed} one-time tokens destroyed"
         )
+        if report.unsigned:
+            terminal.say(f"{report.unsigned} of the copy's events are after its newest checkpoint: nobody signed them")
         if report.lost_cards:
             terminal.say(
                 f"{len(report.lost_cards)} cards were stored after the backup and are lost (--json names them)"
+            )
+        if report.outdated_cards:
+            terminal.say(
+                f"{len(report.outdated_cards)} cards were stored again after the backup and are back under their "
+                "former consent (--json names them)"
             )
         terminal.say("next: cardvault audit verify, then start the servers")
         return EXIT_OK

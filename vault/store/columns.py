@@ -89,8 +89,11 @@ class CanonicalJson(TypeDecorator[Mapping[str, str | int]]):
         """From the database to Python."""
         if value is None:
             return None
-        facts: dict[str, str | int] = json.loads(value)
-        return facts
+        try:
+            facts: Any = json.loads(value)
+        except (ValueError, RecursionError):
+            return None  # somebody else wrote it; who reads it must not stumble over one row
+        return facts if isinstance(facts, dict) else None
 
 
 def identifier() -> TypeEngine[str]:

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, or_, select, tuple_, update
 
 from vault.domain.audit import AuditEvent, Outcome
 from vault.domain.ids import EventId, RequestId, TenantId, Token
@@ -18,6 +18,7 @@ from vault.ports_audit import (
     NewLeaf,
     NewNode,
     QueuedEvent,
+    QueueHealth,
     StoredCheckpoint,
 )
 from vault.store.columns import Engine, UtcTime, identifier
@@ -51,6 +52,7 @@ _SAME_AS_QUEUED = and_(
 _QUEUED = (
     select(audit_queue.c.arrival, *_EVENT)
     .select_from(audit_queue.join(audit_events, _SAME_AS_QUEUED))
+    .where(audit_queue.c.arrival > bindparam("after", type_=BigInteger()))
     .order_by(audit_queue.c.arrival)
     .limit(_LIMIT)
 )
@@ -107,7 +109,12 @@ _NEWEST_CHECKPOINT = select(*audit_checkpoints.c).order_by(audit_checkpoints.c.s
 def _unlogged() -> Any:
     leaf = (
         select(audit_leaves.c.event_id)
-        .where(audit_leaves.c.tenant_id == audit_events.c.tenant_id, audit_leaves.c.event_id == audit_events.c.event_id)
+        .where(
+            audit_leaves.c.tenant_id == audit_events.c.tenant_id,
+            audit_leaves.c.event_id == audit_events.c.event_id,
+            audit_leaves.c.leaf_index >= 0,
+            audit_leaves.c.leaf_index < select(audit_head.c.size).scalar_subquery(),
+        )
         .exists()
     )
     queued = (
@@ -119,6 +126,30 @@ def _unlogged() -> Any:
 
 
 _UNLOGGED = _unlogged()
+
+
+def _health() -> Any:
+    """One statement, so that all is of one moment."""
+    distinct = select(audit_queue.c.tenant_id, audit_queue.c.event_id).distinct().subquery()
+    with_event = select(func.count()).select_from(distinct.join(audit_events, _same(distinct, audit_events)))
+    placed = select(func.count()).select_from(distinct.join(audit_leaves, _same(distinct, audit_leaves)))
+    beyond = select(func.min(audit_leaves.c.leaf_index)).where(
+        or_(audit_leaves.c.leaf_index < 0, audit_leaves.c.leaf_index >= select(audit_head.c.size).scalar_subquery())
+    )
+    return select(
+        _COUNT_QUEUED.scalar_subquery().label("many"),
+        select(func.count()).select_from(distinct).scalar_subquery().label("different"),
+        with_event.scalar_subquery().label("with_event"),
+        placed.scalar_subquery().label("placed"),
+        beyond.scalar_subquery().label("beyond"),
+    )
+
+
+def _same(one: Any, other: Any) -> Any:
+    return and_(one.c.tenant_id == other.c.tenant_id, one.c.event_id == other.c.event_id)
+
+
+_HEALTH = _health()
 
 
 _ACTORS = (
@@ -218,6 +249,13 @@ def event_of(row: Any) -> AuditEvent:
     )
 
 
+def _readable(row: Any) -> AuditEvent | None:
+    """None for a row that no program of ours wrote."""
+    if row.event_id is None or row.details is None or row.outcome not in set(Outcome):
+        return None
+    return event_of(row)
+
+
 def head(link: Link) -> LogHead:
     """Where the log ends."""
     row = link.rows(_HEAD)[0]
@@ -243,7 +281,17 @@ def count_queued(link: Link) -> int:
 
 def queued(link: Link, limit: int) -> Sequence[QueuedEvent]:
     """Events that wait."""
-    return tuple(QueuedEvent(row.arrival, event_of(row)) for row in link.rows(_QUEUED, {"most": limit}))
+    found: list[QueuedEvent] = []
+    after: int | None = None
+    while len(found) < limit:
+        page = link.rows(_QUEUED, {"most": limit, "after": -1 if after is None else after})
+        # One that cannot be read keeps waiting, and others do not wait for it.
+        events = [(row.arrival, _readable(row)) for row in page]
+        found += [QueuedEvent(arrival, event) for arrival, event in events if event is not None]
+        if len(page) < limit:
+            break
+        after = page[-1].arrival
+    return tuple(found[:limit])
 
 
 def logged(link: Link, start: int, limit: int) -> Sequence[LoggedEvent]:
@@ -254,7 +302,7 @@ def logged(link: Link, start: int, limit: int) -> Sequence[LoggedEvent]:
             tenant=row.leaf_tenant,
             event_id=EventId(row.leaf_event),
             leaf_hash=row.leaf_hash,
-            event=None if row.event_id is None else event_of(row),
+            event=_readable(row),
         )
         for row in link.rows(_LOGGED, {"start": start, "stop": start + limit})
     )
@@ -264,7 +312,8 @@ def place_of(link: Link, event_id: EventId, tenant: TenantId | None) -> tuple[in
     """Where an event stands."""
     parameters: dict[str, Any] = {"wanted": event_id} | ({} if tenant is None else {"tenant": tenant})
     found = link.rows(_place(of_tenant=tenant is not None), parameters)
-    return (found[0].leaf_index, event_of(found[0])) if found else None
+    event = _readable(found[0]) if found else None
+    return None if event is None else (found[0].leaf_index, event)
 
 
 def nodes(link: Link, level: int, start: int, count: int) -> Sequence[bytes]:
@@ -285,9 +334,16 @@ def newest_checkpoint(link: Link) -> StoredCheckpoint | None:
     return _checkpoint(found[0]) if found else None
 
 
-def unlogged(link: Link, limit: int) -> Sequence[EventId]:
-    """Events that are neither in the log nor in the queue."""
-    return tuple(EventId(row.event_id) for row in link.rows(_UNLOGGED, {"most": limit}))
+def queue_health(link: Link, limit: int) -> QueueHealth:
+    """What waits, and what a forger left behind."""
+    row = link.rows(_HEALTH)[0]
+    return QueueHealth(
+        waiting=row.many,
+        orphaned=row.different - row.with_event,
+        repeated=row.many - row.different + row.placed,
+        unlogged=tuple(EventId(each.event_id) for each in link.rows(_UNLOGGED, {"most": limit})),
+        beyond=row.beyond,
+    )
 
 
 def between(

@@ -14,6 +14,7 @@ from vault.ports_audit import (
     NewLeaf,
     NewNode,
     QueuedEvent,
+    QueueHealth,
     StoredCheckpoint,
 )
 from vault.store import log, write_grants
@@ -38,9 +39,9 @@ class SqlLogReader(SqlReader):
         """Events that wait, in the order of their arrival."""
         return log.queued(self._link, limit)
 
-    def queued_only(self) -> int:
-        """How many wait."""
-        return log.count_queued(self._link)
+    def queue_health(self, limit: int) -> QueueHealth:
+        """What waits, with at most so many unlogged events."""
+        return log.queue_health(self._link, limit)
 
     def logged_events(self, start: int, limit: int) -> Sequence[LoggedEvent]:
         """Places of the log in order."""
@@ -61,10 +62,6 @@ class SqlLogReader(SqlReader):
     def newest_checkpoint(self) -> StoredCheckpoint | None:
         """The one of the greatest size."""
         return log.newest_checkpoint(self._link)
-
-    def unlogged_events(self, limit: int) -> Sequence[EventId]:
-        """Events that are neither in the log nor in the queue."""
-        return log.unlogged(self._link, limit)
 
     def events_between(
         self, since: datetime, until: datetime, *, after: tuple[datetime, str] | None, limit: int

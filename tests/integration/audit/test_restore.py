@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.contract.store.make import card, grant_for, granted, kept, once_key, stored
+from tests.contract.store.make import card, grant_for, granted, kept, once_key, sealed_again, stored
 from tests.integration.audit.conftest import Log
 from tests.support.world import CUSTOMER, NOW, TENANT
 from vault.audit.copy import Directory, LogShrank
-from vault.audit.restore import Reconcile, Reconciled
+from vault.audit.restore import PAGE, Reconcile, Reconciled
 from vault.audit.sequencer import Sequencer
 from vault.domain.card import CardState
 from vault.domain.errors import PreconditionFailed
@@ -231,15 +231,19 @@ def test_a_copy_that_was_edited_is_not_put_back(log: Log, set_back: Callable[[],
         _reconcile(log)
 
 
-def test_the_copy_of_another_log_is_not_put_back(log: Log, tmp_path: Path) -> None:
-    log.add(5)
+def _swap_what_is_not_signed(log: Log) -> None:
+    """So that only the database can tell."""
+    log.add(2)
     _secure(log)
-    shutil.copytree(log.directory.path, tmp_path / "other")
-    other = log.directory.path / "segments" / "000000000000.jsonl"
-    lines = other.read_bytes().splitlines(keepends=True)
-    for folder in (log.directory.path / "checkpoints").iterdir():
-        folder.unlink()
-    other.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))  # unsigned, so only the database can tell
+    log.add(2)
+    log.ship()
+    segment = log.directory.path / "segments" / "000000000000.jsonl"
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join([*lines[:-2], lines[-1], lines[-2]]))
+
+
+def test_the_copy_of_another_log_is_not_put_back(log: Log) -> None:
+    _swap_what_is_not_signed(log)
 
     with pytest.raises(PreconditionFailed, match="audit_log_foreign"):
         _reconcile(log)
@@ -272,4 +276,117 @@ def test_an_event_that_waited_when_the_backup_was_taken_gets_its_old_place(
 
 def _queued(log: Log) -> int:
     with log.store.reading() as tx:
-        return tx.queued_only()
+        return tx.queue_health(1).waiting
+
+
+def _open_grant(log: Log) -> GrantKey:
+    new = card()
+    stored(log.store, new)
+    given = grant_for(new.token)
+    granted(log.store, given)
+    return GrantKey((TENANT,), given.grant_sha256)
+
+
+def test_a_foreign_copy_closes_no_grant(log: Log) -> None:
+    key = _open_grant(log)
+    _swap_what_is_not_signed(log)
+
+    with pytest.raises(PreconditionFailed):
+        _reconcile(log)
+
+    with log.store.reading() as tx:
+        assert tx.grants([key])[key.grant_sha256].state.value == "open"
+
+
+def test_a_database_that_grew_again_past_the_copy_is_not_taken_for_a_whole_one(
+    log: Log, set_back: Callable[[], Callable[[], None]]
+) -> None:
+    log.add(2)
+    _secure(log)
+    restore = set_back()
+    log.add(3)
+    _secure(log)
+    restore()
+    log.add(6)  # somebody went on with it
+
+    with pytest.raises(PreconditionFailed, match="audit_log_foreign"):
+        _reconcile(log)
+
+
+def test_a_copy_that_nobody_signed_erases_nothing(log: Log, set_back: Callable[[], Callable[[], None]]) -> None:
+    victim = card()
+    stored(log.store, victim)
+    restore = set_back()
+    forged = _world(log).event(_operator(), "customer.erased", tenant=TENANT, customer=CUSTOMER)
+    with log.store.writing() as tx:
+        tx.append_events([forged])
+    Sequencer(log.store)()
+    log.ship()
+    restore()
+
+    with pytest.raises(PreconditionFailed, match="audit_copy_unsigned"):
+        _reconcile(log)
+    with log.store.reading() as tx:
+        assert len(tx.cards([CardRef(TENANT, CUSTOMER, victim.token)])) == 1
+
+
+def test_what_no_checkpoint_of_the_copy_covers_is_said(log: Log, set_back: Callable[[], Callable[[], None]]) -> None:
+    restore = set_back()
+    log.add(3)
+    _secure(log)
+    log.add(2)
+    log.ship()
+    restore()
+
+    report = _reconcile(log)
+
+    assert (report.events, report.unsigned) == (5, 2)
+
+
+class _CutOff(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", ["a page", "the last page"])
+def test_lost_cards_are_named_also_by_a_run_that_goes_on_after_one_that_was_cut_off(
+    log: Log, set_back: Callable[[], Callable[[], None]], after: str
+) -> None:
+    restore = set_back()
+    token = card().token
+    with log.store.writing() as tx:
+        tx.append_events([_world(log).event(_operator(), "card.tokenized", tenant=TENANT, target=token)])
+    Sequencer(log.store)()
+    with log.store.writing() as tx:
+        tx.append_events([_world(log).event(_operator(), "test.done") for _ in range(PAGE)])
+    _secure(log)
+    restore()
+
+    def cut_off(done: int, total: int) -> None:
+        if after == "a page" or done == total:
+            raise _CutOff
+
+    use_case = Reconcile(world=_world(log), store=log.store, copy=log.directory, keys=log.keys)
+    with pytest.raises(_CutOff):
+        use_case(_operator(), watch=cut_off)
+
+    assert _reconcile(log).lost_cards == [f"{TENANT}/{token}"]
+    assert _reconcile(log).lost_cards == []
+    assert log.verify().is_good
+
+
+def test_cards_that_were_stored_again_after_the_backup_are_named(
+    log: Log, set_back: Callable[[], Callable[[], None]]
+) -> None:
+    first = card()
+    stored(log.store, first)
+    restore = set_back()
+    again = _world(log).event(_operator(), "card.tokenized", tenant=TENANT, customer=CUSTOMER, target=first.token)
+    with log.store.writing() as tx:
+        assert tx.reseal_cards([sealed_again(first)])
+        tx.append_events([again])
+    _secure(log)
+    restore()
+
+    report = _reconcile(log)
+
+    assert (report.lost_cards, report.outdated_cards) == ([], [f"{TENANT}/{first.token}"])
