@@ -10,12 +10,13 @@ from vault.domain import letters
 from vault.domain.audit import InclusionProof
 from vault.domain.card import CardDetails, Expiry, HolderName, SecurityCode, StoredCard
 from vault.domain.consent import CardUse, Consent, ConsentEntry
-from vault.domain.errors import InvalidField
+from vault.domain.errors import CardVaultError, InvalidField
 from vault.domain.grant import GrantText, Money, OneTimeToken, parse_lifetime
 from vault.domain.ids import RANDOM_BYTES, CustomerId, IdempotencyKey, OrderId, ProcessorName, Token
 from vault.domain.pan import Pan
 from vault.ports import PageCursor
 from vault.rpc.door import Call
+from vault.rpc.errors import CODES, reason_told
 from vault.usecases.accounts import (
     CardCommand,
     CardPage,
@@ -24,6 +25,7 @@ from vault.usecases.accounts import (
     ListCardsQuery,
     UpdateCardCommand,
 )
+from vault.usecases.batch_tokenize import MAX_ITEMS, BatchTokenizeCommand, Results
 from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokeGrantCommand, StoredCardSubject
 from vault.usecases.tokenize import TokenizeCommand, Tokenized
 from vault.v1 import account_pb2, cards_pb2, checkout_pb2
@@ -169,6 +171,56 @@ def encode_tokenized(done: Tokenized, *, now: datetime) -> checkout_pb2.Tokenize
         response.one_time_token = done.one_time_token.reveal_text()
         response.one_time_token_expires_at.CopyFrom(encode_time(done.one_time_expires_at))
     return response
+
+
+def decode_batch(request: checkout_pb2.BatchTokenizeRequest, call: Call, *, now: datetime) -> BatchTokenizeCommand:
+    """Consented cards; an item that fails its checks becomes its error."""
+    if not 1 <= len(request.items) <= MAX_ITEMS:
+        raise InvalidField("items", f"must be 1 to {MAX_ITEMS}")
+    items: list[TokenizeCommand | CardVaultError] = []
+    for item in request.items:
+        try:
+            items.append(_decode_item(item, call, now=now))
+        except CardVaultError as error:
+            items.append(error)
+    return BatchTokenizeCommand(caller=call.caller, items=tuple(items))
+
+
+def _decode_item(item: checkout_pb2.BatchTokenizeItem, call: Call, *, now: datetime) -> TokenizeCommand:
+    if not item.HasField("consent"):
+        raise InvalidField("consent", "is required")
+    if item.card.security_code:
+        raise InvalidField("card.security_code", "must be empty: a security code is never stored")
+    return TokenizeCommand(
+        caller=call.caller,
+        idempotency_key=decode_key(item.idempotency_key),
+        customer=CustomerId.parse(item.customer_id, field="customer_id"),
+        card=_decode_card(item.card, now=now),
+        consent=_decode_consent(item.consent, now=now),
+        order=None,
+    )
+
+
+def encode_batch(results: Results, call: Call, *, now: datetime) -> checkout_pb2.BatchTokenizeResponse:
+    """A card or a reason for each item."""
+    return checkout_pb2.BatchTokenizeResponse(results=[_encode_result(each, call, now=now) for each in results])
+
+
+def _encode_result(
+    result: Tokenized | CardVaultError, call: Call, *, now: datetime
+) -> checkout_pb2.BatchTokenizeResult:
+    if isinstance(result, CardVaultError):
+        return checkout_pb2.BatchTokenizeResult(
+            failure=checkout_pb2.BatchTokenizeFailure(
+                code=CODES[result.kind].value[0],
+                field=result.field,
+                message=result.message,
+                reason=reason_told(result),
+                error_id=call.caller.request_id,
+            )
+        )
+    assert result.stored is not None, "every item has consent"
+    return checkout_pb2.BatchTokenizeResult(card=encode_card(result.stored, now=now))
 
 
 def decode_issue_grant(request: checkout_pb2.IssueGrantRequest, call: Call) -> IssueGrantCommand:
