@@ -68,9 +68,8 @@ def encode_expiry(expiry: Expiry) -> cards_pb2.Expiry:
 
 def encode_time(moment: datetime) -> timestamp_pb2.Timestamp:
     """A moment, to the microsecond."""
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message
+    seconds, micros = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000)
 
 
 def encode_card(card: StoredCard, *, now: datetime) -> cards_pb2.Card:
@@ -97,9 +96,9 @@ def encode_consent(entry: ConsentEntry, *, withdrawn_at: datetime | None) -> car
         agreed_at=encode_time(entry.agreed_at),
     )
     if entry.consent.agreed_until is not None:
-        summary.agreed_until.FromDatetime(entry.consent.agreed_until)
+        summary.agreed_until.CopyFrom(encode_time(entry.consent.agreed_until))
     if withdrawn_at is not None:
-        summary.withdrawn_at.FromDatetime(withdrawn_at)
+        summary.withdrawn_at.CopyFrom(encode_time(withdrawn_at))
     return summary
 
 
@@ -178,26 +177,31 @@ def decode_batch(request: checkout_pb2.BatchTokenizeRequest, call: Call, *, now:
     if not 1 <= len(request.items) <= MAX_ITEMS:
         raise InvalidField("items", f"must be 1 to {MAX_ITEMS}")
     items: list[TokenizeCommand | CardVaultError] = []
+    consents: dict[bytes, Consent] = {}
     for item in request.items:
         try:
-            items.append(_decode_item(item, call, now=now))
+            items.append(_decode_item(item, call, consents, now=now))
         except CardVaultError as error:
             items.append(error)
     return BatchTokenizeCommand(caller=call.caller, items=tuple(items))
 
 
-def _decode_item(item: checkout_pb2.BatchTokenizeItem, call: Call, *, now: datetime) -> TokenizeCommand:
+def _decode_item(
+    item: checkout_pb2.BatchTokenizeItem, call: Call, consents: dict[bytes, Consent], *, now: datetime
+) -> TokenizeCommand:
+    """Most items of a call have the same consent: `consents` has those that passed, by their bytes."""
     if not item.HasField("consent"):
         raise InvalidField("consent", "is required")
     if item.card.security_code:
         raise InvalidField("card.security_code", "must be empty: a security code is never stored")
+    key = decode_key(item.idempotency_key)
+    customer = CustomerId.parse(item.customer_id, field="customer_id")
+    card = _decode_card(item.card, now=now)
+    raw = item.consent.SerializeToString()
+    if raw not in consents:
+        consents[raw] = _decode_consent(item.consent, now=now)
     return TokenizeCommand(
-        caller=call.caller,
-        idempotency_key=decode_key(item.idempotency_key),
-        customer=CustomerId.parse(item.customer_id, field="customer_id"),
-        card=_decode_card(item.card, now=now),
-        consent=_decode_consent(item.consent, now=now),
-        order=None,
+        caller=call.caller, idempotency_key=key, customer=customer, card=card, consent=consents[raw], order=None
     )
 
 
