@@ -28,6 +28,7 @@ from tests.support.requests import (
     redeem_request,
     store_request,
 )
+from tests.support.seal import seal
 from vault.embedded.openbao import OpenBao
 from vault.v1 import account_pb2, cards_pb2, checkout_pb2
 
@@ -164,7 +165,9 @@ def test_eighty_items_of_the_longest_kind_fit_into_a_message(shop: Shop) -> None
         card = fresh_typed_card(with_name=False)
         facts = card_input(card)
         facts.holder_name = "é" * 64
-        agreed = consent(*cards_pb2.CardUse.values()[1:], terms_version="t" * 64, locale="en-abcdefgh-abcdefgh-abcdefgh-abcde")
+        agreed = consent(
+            *cards_pb2.CardUse.values()[1:], terms_version="t" * 64, locale="en-abcdefgh-abcdefgh-abcdefgh-abcde"
+        )
         agreed.agreed_until.FromJsonString("2099-12-31T23:59:59.123456789Z")
         name = f"n{number}-"
         return Item(idempotency_key=name.ljust(64, "k"), customer_id=name.ljust(128, "c"), card=facts, consent=agreed)
@@ -326,7 +329,7 @@ def test_while_vault_is_sealed_every_item_is_unknown_and_afterwards_the_same_key
             items = [item(fresh_typed_card(), new_customer(), idempotency_key=new_key()) for _ in range(3)]
             items.append(item(fresh_typed_card(), ""))
 
-            openbao.seal()
+            seal(openbao)
             away = batch(shop, *items)
             openbao.unseal()
             back: list[Result] = []
