@@ -97,7 +97,7 @@ class Move:
         return {customer: (token, last4) for customer, token, last4 in found}
 
 
-def line(typed: TypedCard, customer: str, **changes: str) -> str:
+def line(typed: TypedCard, customer: str, /, **changes: str) -> str:
     facts = {
         "customer_id": customer,
         "pan": typed.pan,
@@ -113,7 +113,7 @@ def line(typed: TypedCard, customer: str, **changes: str) -> str:
     return ",".join((facts | changes).values())
 
 
-def as_json(typed: TypedCard, customer: str, **changes: Any) -> str:
+def as_json(typed: TypedCard, customer: str, /, **changes: Any) -> str:
     names, values = HEADER.split(","), line(typed, customer).split(",")
     return json.dumps(dict(zip(names, values, strict=True)) | changes)
 
