@@ -80,6 +80,20 @@ def test_every_card_is_stored_and_opens_to_its_own_number(shop: Shop) -> None:
         assert pay(shop, customer, result.card.token) == card.pan
 
 
+def test_each_card_is_kept_under_its_own_consent(shop: Shop) -> None:
+    uses = cards_pb2.CardUse.values()[1:]
+    agreed = [consent(use, terms_version=f"v{use}") for use in uses]
+    customers = [new_customer() for _ in agreed]
+
+    results = batch(
+        shop, *(item(fresh_typed_card(), who, consent=each) for who, each in zip(customers, agreed, strict=True))
+    )
+
+    assert [(list(r.card.consent.uses), r.card.consent.terms_version) for r in results] == [
+        ([use], f"v{use}") for use in uses
+    ]
+
+
 BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "no consent": (lambda: {"consent": None}, "consent"),
     "an empty consent": (lambda: {"consent": cards_pb2.Consent()}, "consent.terms_version"),
