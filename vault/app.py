@@ -40,6 +40,7 @@ from vault.system import SystemClock, SystemEntropy
 from vault.telemetry import where
 from vault.usecases.accounts import Erase, GetCard, ListCards, SetDefaultCard, UpdateCard
 from vault.usecases.batch import World
+from vault.usecases.batch_tokenize import BatchTokenize, BatchTokenizeCommand
 from vault.usecases.detokenize import Detokenize
 from vault.usecases.export import ExportCustomer
 from vault.usecases.grants import IssueGrant, IssueGrantCommand, RevokeGrant
@@ -214,6 +215,7 @@ class App:
         *,
         calls_vault: bool,
         alone: Callable[[C], Hashable] = lambda _: None,
+        size: Callable[[C], int] = lambda _: 1,
     ) -> Coalescer[C, R]:
         # SQLite has one writer: a second batch at the same time would only wait for it.
         lanes = 1 if self._store.kind is Engine.SQLITE and not calls_vault else 2
@@ -224,6 +226,7 @@ class App:
             max_batch=MAX_BATCH,
             max_waiting=self._settings.server.max_waiting,
             alone=alone,
+            size=size,
         )
         self._coalescers.append(coalescer)
         return coalescer
@@ -266,12 +269,16 @@ class App:
             )
         }
         if self._intake is not None:
+            tokenize = Tokenize(world=world, keys=self._intake, first_state=self._settings.cards.first_state())
             servicers["checkout"] = CheckoutServicer(
                 clock=world.clock,
-                tokenize=self._coalesced(
-                    Tokenize(world=world, keys=self._intake, first_state=self._settings.cards.first_state()),
+                work=self._bounded_reads(),
+                tokenize=self._coalesced(tokenize, calls_vault=True, alone=_by_idempotency_key),
+                # In a queue and lanes of its own: an import is not to stand before customers at the checkout.
+                batch_tokenize=self._coalesced(
+                    BatchTokenize(tokenize=tokenize, record=RecordRefusals(world=world)),
                     calls_vault=True,
-                    alone=_by_idempotency_key,
+                    size=_cards_in,
                 ),
                 issue_grant=self._coalesced(
                     IssueGrant(world=world, processors=self._settings.processors()),
@@ -449,6 +456,10 @@ def _by_idempotency_key(command: TokenizeCommand | IssueGrantCommand) -> Hashabl
     """Repeats of one request settle one after the other."""
     key = command.idempotency_key
     return (command.caller.known.tenant, key) if key is not None else None
+
+
+def _cards_in(command: BatchTokenizeCommand) -> int:
+    return len(command.items)
 
 
 def _checked_once(inspect: Callable[[], Sequence[str]], probe: Callable[[], None]) -> Callable[[], None]:

@@ -113,7 +113,7 @@ texts = st.text(max_size=40)
 events = st.builds(
     AuditEvent,
     event_id=st.just(EventId("evt_a")),
-    occurred_at=st.integers(0, 10**10).map(lambda micros: NOW + timedelta(microseconds=micros)),
+    occurred_at=st.integers(1, 10**10).map(lambda micros: NOW + timedelta(microseconds=micros)),
     event=texts,
     outcome=st.sampled_from(Outcome),
     reason=texts,

@@ -200,3 +200,44 @@ def test_commands_that_settle_one_after_the_other_take_one_place_in_each_batch(t
     run(main)
 
     assert recorder.batches == [[0], [1, 11, 12], [2], [3]]
+
+
+def test_large_commands_share_a_batch_as_far_as_they_fit_and_a_huge_one_goes_by_itself(
+    threads: ThreadPoolExecutor,
+) -> None:
+    recorder = Recorder(hold=True)
+
+    async def main() -> None:
+        calls = coalescer(recorder, threads, max_batch=100, size=lambda size: size)
+        first = asyncio.create_task(calls.submit(1, budget=BUDGET))
+        await asyncio.to_thread(recorder.begun.wait, 10)
+        others = [asyncio.create_task(calls.submit(size, budget=BUDGET)) for size in (60, 40, 1, 99, 250, 7)]
+        await asyncio.sleep(0)
+        recorder.may_go_on.set()
+        await asyncio.gather(first, *others)
+
+    run(main)
+
+    assert recorder.batches == [[1], [60, 40], [1, 99], [250], [7]]
+
+
+def test_the_queue_is_bounded_by_the_size_of_what_waits_and_has_room_again_afterwards(
+    threads: ThreadPoolExecutor,
+) -> None:
+    recorder = Recorder(hold=True)
+
+    async def main() -> None:
+        calls = coalescer(recorder, threads, max_waiting=300, size=lambda size: size)
+        first = asyncio.create_task(calls.submit(200, budget=BUDGET))
+        await asyncio.to_thread(recorder.begun.wait, 10)
+        others = [asyncio.create_task(calls.submit(200, budget=BUDGET)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Exhausted):
+            await calls.submit(1, budget=BUDGET)
+        others[0].cancel()
+        recorder.may_go_on.set()
+        await asyncio.gather(first, *others, return_exceptions=True)
+        for _ in range(5):
+            await calls.submit(300, budget=BUDGET)
+
+    run(main)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -663,6 +664,77 @@ def consent_show(
     from vault.cli import consent as command
 
     raise typer.Exit(command.show(config, tenant=tenant, customer=customer, reason=reason, as_json=as_json))
+
+
+class Format(StrEnum):
+    """How a file of cards is written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+@app.command("import")
+def import_cards(
+    file: Annotated[Path, typer.Argument(help="The cards, in UTF-8.", exists=True, dir_okay=False)],
+    name: Annotated[
+        str, typer.Option("--name", help="Of this import. A line's idempotency key is made of it and the line number.")
+    ],
+    address: Annotated[str | None, typer.Option("--address", help="host:port of the server.")] = None,
+    certificate: Annotated[Path | None, typer.Option("--certificate", help="Of a client with role checkout.")] = None,
+    private_key: Annotated[Path | None, typer.Option("--private-key", help="Of that certificate.")] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", help="CA of the server's certificate.")] = None,
+    written_as: Annotated[
+        Format | None, typer.Option("--format", help="If the file's name does not end in .csv or .jsonl.")
+    ] = None,
+    refused: Annotated[
+        Path | None, typer.Option("--refused", help="New file for the lines that were refused, as JSON lines.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="New file for line, customer_id, token, last4, as CSV.")
+    ] = None,
+    in_flight: Annotated[int, typer.Option("--in-flight", help="Calls at once.", min=1, max=16)] = 5,
+    max_rate: MaxRate = None,
+    give_up_after: Annotated[
+        float, typer.Option("--give-up-after", help="Seconds to wait for the server to come back.", min=0)
+    ] = 600,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the file; calls no server.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Move cards in from another vault: a client of the server's BatchTokenize, up to 200 cards a call.
+
+    Columns of the CSV's first line, or names in each line's JSON object: customer_id, pan, exp_month, exp_year,
+    holder_name (optional), and the customer's consent, which must have been given before: terms_version,
+    terms_sha256 (hex), uses (customer_initiated, recurring, instalment, unscheduled; separated by spaces or |),
+    channel (web, app, phone, paper), locale, agreed_until (optional, 2030-12-31T23:59:59Z); idempotency_key
+    (optional). One line is one card. The vault stamps the consent with its own time. Security codes are refused.
+
+    Safe to run again with the same file and --name: for 24 hours the same answers, and at any time the same card of
+    the same customer keeps its token. Correct refused lines in a new file with another --name. Afterwards the file
+    still holds the card numbers: destroy it (shred -u).
+
+    Exit 0: all stored; 1: some refused, or stopped; 2: usage.
+    """
+    from vault.cli import import_cards as command
+
+    kind = written_as or {".csv": Format.CSV, ".jsonl": Format.JSONL}.get(file.suffix.lower())
+    if kind is None:
+        raise typer.BadParameter("give csv or jsonl", param_hint="--format")
+    server = None
+    if not dry_run:
+        if address is None or certificate is None or private_key is None or ca is None:
+            raise typer.BadParameter("needs --address, --certificate, --private-key and --ca, or --dry-run")
+        server = command.Server(address=address, certificate=certificate, private_key=private_key, ca=ca)
+    plan = command.Plan(
+        file=file,
+        is_csv=kind is Format.CSV,
+        name=name,
+        in_flight=in_flight,
+        give_up_after=timedelta(seconds=give_up_after),
+        max_rate=max_rate,
+        refused=refused,
+        tokens=tokens,
+    )
+    raise typer.Exit(command.run(plan, server, as_json=as_json))
 
 
 @app.command()

@@ -126,6 +126,11 @@ _interrupted = threading.Event()
 """Set by Ctrl-C, so that a worker thread that waits for Vault gives up as well."""
 
 
+def is_interrupted() -> bool:
+    """Whether Ctrl-C was pressed."""
+    return _interrupted.is_set()
+
+
 def _interrupt(_signal: int, _frame: object) -> None:
     _interrupted.set()
     raise KeyboardInterrupt

@@ -96,15 +96,20 @@ class HolderName(Secret):
         # Before anything else: normalising a long text of combining marks takes time that grows with its square.
         if len(text) > 4 * MAX_NAME_CHARACTERS:
             raise InvalidField(field, f"must be at most {MAX_NAME_CHARACTERS} characters")
-        name = " ".join(unicodedata.normalize("NFC", text).split())
+        name = " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
         if len(name) > MAX_NAME_CHARACTERS:
             raise InvalidField(field, f"must be at most {MAX_NAME_CHARACTERS} characters")
-        if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") for c in name):
+        plain = name
+        if name.isascii():
+            is_printable = name.isprintable()
+        else:
+            is_printable = not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") for c in name)
+            # NFKC turns digits of other scripts' forms into ASCII, so that they cannot carry a number past the checks.
+            plain = "".join(str(unicodedata.digit(c, c)) for c in unicodedata.normalize("NFKC", name))
+        if not is_printable:
             raise InvalidField(field, "must not contain control characters")
         if len(name.encode()) > MAX_NAME_BYTES:
             raise InvalidField(field, f"must be at most {MAX_NAME_CHARACTERS} characters")
-        # NFKC turns digits of other scripts' forms into ASCII, so that they cannot carry a number past this check.
-        plain = "".join(str(unicodedata.digit(c, c)) for c in unicodedata.normalize("NFKC", name))
         if contains_pan(plain):
             raise InvalidField(field, "must not contain a card number")
         if _TRAILING_CODE.search(plain):

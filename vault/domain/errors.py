@@ -17,7 +17,6 @@ class Kind(Enum):
     CONFLICT = "conflict"
     EXHAUSTED = "exhausted"
     CONTENTION = "contention"
-    UNIMPLEMENTED = "unimplemented"
     UNAVAILABLE = "unavailable"
 
 
@@ -105,13 +104,6 @@ class Contention(CardVaultError):
 
     kind = Kind.CONTENTION
     default_message = "retry"
-
-
-class NotServed(CardVaultError):
-    """The contract names this call, but this release does not serve it."""
-
-    kind = Kind.UNIMPLEMENTED
-    default_message = "not served by this release"
 
 
 class Unavailable(CardVaultError):

@@ -41,8 +41,11 @@ class Coalescer(Generic[C, R]):
         max_batch: int,
         max_waiting: int,
         alone: Callable[[C], Hashable] = lambda _: None,
+        size: Callable[[C], int] = lambda _: 1,
     ) -> None:
         """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused.
+
+        Both bounds count `size`, 1 unless told otherwise; a command that is larger than `max_batch` goes by itself.
 
         Of commands for which `alone` gives the same thing (not None) each batch takes one: they would settle one after
         the other, and their neighbours would wait for all of them.
@@ -53,16 +56,19 @@ class Coalescer(Generic[C, R]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._alone = alone
+        self._size = size
         self._queue: deque[_Waiting[C, R]] = deque()
+        self._waiting = 0
         self._lanes_open: set[asyncio.Task[None]] = set()
 
     async def submit(self, command: C, *, budget: float) -> R:
         """The result of one command, or its error. `budget` is the time the caller has left, in seconds."""
-        if len(self._queue) >= self._max_waiting:
+        if self._waiting >= self._max_waiting:
             raise Exhausted("queue_full", retry_after=RETRY_WHEN_FULL)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
         self._queue.append(_Waiting(command, answer, loop.time() + budget))
+        self._waiting += self._size(command)
         if len(self._lanes_open) < self._lanes:
             lane = loop.create_task(self._work())
             self._lanes_open.add(lane)
@@ -100,19 +106,28 @@ class Coalescer(Generic[C, R]):
         batch: list[_Waiting[C, R]] = []
         later: list[_Waiting[C, R]] = []
         taken: set[Hashable] = set()
-        while self._queue and len(batch) < self._max_batch:
+        room = self._max_batch
+        while self._queue and room > 0:
             waiting = self._queue.popleft()
+            size = self._size(waiting.command)
             if waiting.answer.done():
+                self._waiting -= size
                 continue
             if waiting.deadline <= now:
+                self._waiting -= size
                 waiting.answer.set_exception(Unavailable("deadline_in_queue"))
                 continue
             key = self._alone(waiting.command)
             if key is not None and key in taken:
                 later.append(waiting)
                 continue
+            if batch and size > room:
+                self._queue.appendleft(waiting)
+                break
             taken.add(key)
             batch.append(waiting)
+            self._waiting -= size
+            room -= size
         self._queue.extendleft(reversed(later))
         return batch
 

@@ -10,12 +10,13 @@ from vault.domain import letters
 from vault.domain.audit import InclusionProof
 from vault.domain.card import CardDetails, Expiry, HolderName, SecurityCode, StoredCard
 from vault.domain.consent import CardUse, Consent, ConsentEntry
-from vault.domain.errors import InvalidField
+from vault.domain.errors import CardVaultError, InvalidField
 from vault.domain.grant import GrantText, Money, OneTimeToken, parse_lifetime
 from vault.domain.ids import RANDOM_BYTES, CustomerId, IdempotencyKey, OrderId, ProcessorName, Token
 from vault.domain.pan import Pan
 from vault.ports import PageCursor
 from vault.rpc.door import Call
+from vault.rpc.errors import CODES, reason_told
 from vault.usecases.accounts import (
     CardCommand,
     CardPage,
@@ -24,6 +25,7 @@ from vault.usecases.accounts import (
     ListCardsQuery,
     UpdateCardCommand,
 )
+from vault.usecases.batch_tokenize import MAX_ITEMS, BatchTokenizeCommand, Results
 from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokeGrantCommand, StoredCardSubject
 from vault.usecases.tokenize import TokenizeCommand, Tokenized
 from vault.v1 import account_pb2, cards_pb2, checkout_pb2
@@ -66,9 +68,8 @@ def encode_expiry(expiry: Expiry) -> cards_pb2.Expiry:
 
 def encode_time(moment: datetime) -> timestamp_pb2.Timestamp:
     """A moment, to the microsecond."""
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message
+    seconds, micros = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000)
 
 
 def encode_card(card: StoredCard, *, now: datetime) -> cards_pb2.Card:
@@ -95,9 +96,9 @@ def encode_consent(entry: ConsentEntry, *, withdrawn_at: datetime | None) -> car
         agreed_at=encode_time(entry.agreed_at),
     )
     if entry.consent.agreed_until is not None:
-        summary.agreed_until.FromDatetime(entry.consent.agreed_until)
+        summary.agreed_until.CopyFrom(encode_time(entry.consent.agreed_until))
     if withdrawn_at is not None:
-        summary.withdrawn_at.FromDatetime(withdrawn_at)
+        summary.withdrawn_at.CopyFrom(encode_time(withdrawn_at))
     return summary
 
 
@@ -169,6 +170,61 @@ def encode_tokenized(done: Tokenized, *, now: datetime) -> checkout_pb2.Tokenize
         response.one_time_token = done.one_time_token.reveal_text()
         response.one_time_token_expires_at.CopyFrom(encode_time(done.one_time_expires_at))
     return response
+
+
+def decode_batch(request: checkout_pb2.BatchTokenizeRequest, call: Call, *, now: datetime) -> BatchTokenizeCommand:
+    """Consented cards; an item that fails its checks becomes its error."""
+    if not 1 <= len(request.items) <= MAX_ITEMS:
+        raise InvalidField("items", f"must be 1 to {MAX_ITEMS}")
+    items: list[TokenizeCommand | CardVaultError] = []
+    consents: dict[bytes, Consent] = {}
+    for item in request.items:
+        try:
+            items.append(_decode_item(item, call, consents, now=now))
+        except CardVaultError as error:
+            items.append(error)
+    return BatchTokenizeCommand(caller=call.caller, items=tuple(items))
+
+
+def _decode_item(
+    item: checkout_pb2.BatchTokenizeItem, call: Call, consents: dict[bytes, Consent], *, now: datetime
+) -> TokenizeCommand:
+    """Most items of a call have the same consent: `consents` has those that passed, by their bytes."""
+    if not item.HasField("consent"):
+        raise InvalidField("consent", "is required")
+    if item.card.security_code:
+        raise InvalidField("card.security_code", "must be empty: a security code is never stored")
+    key = decode_key(item.idempotency_key)
+    customer = CustomerId.parse(item.customer_id, field="customer_id")
+    card = _decode_card(item.card, now=now)
+    raw = item.consent.SerializeToString()
+    if raw not in consents:
+        consents[raw] = _decode_consent(item.consent, now=now)
+    return TokenizeCommand(
+        caller=call.caller, idempotency_key=key, customer=customer, card=card, consent=consents[raw], order=None
+    )
+
+
+def encode_batch(results: Results, call: Call, *, now: datetime) -> checkout_pb2.BatchTokenizeResponse:
+    """A card or a reason for each item."""
+    return checkout_pb2.BatchTokenizeResponse(results=[_encode_result(each, call, now=now) for each in results])
+
+
+def _encode_result(
+    result: Tokenized | CardVaultError, call: Call, *, now: datetime
+) -> checkout_pb2.BatchTokenizeResult:
+    if isinstance(result, CardVaultError):
+        return checkout_pb2.BatchTokenizeResult(
+            failure=checkout_pb2.BatchTokenizeFailure(
+                code=CODES[result.kind].value[0],
+                field=result.field,
+                message=result.message,
+                reason=reason_told(result),
+                error_id=call.caller.request_id,
+            )
+        )
+    assert result.stored is not None, "every item has consent"
+    return checkout_pb2.BatchTokenizeResult(card=encode_card(result.stored, now=now))
 
 
 def decode_issue_grant(request: checkout_pb2.IssueGrantRequest, call: Call) -> IssueGrantCommand:

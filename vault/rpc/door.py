@@ -19,7 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from vault.domain.caller import Caller
-from vault.domain.errors import CardVaultError, InvalidField, Kind, Refused, Unavailable
+from vault.domain.errors import CardVaultError, InvalidField, Refused, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
 from vault.ports import Entropy
 from vault.rpc.access import Rule
@@ -27,12 +27,9 @@ from vault.rpc.errors import Answer, answer_to, answer_to_deadline, answer_to_un
 from vault.rpc.identity import Identities, check_transport
 from vault.rpc.rooms import RoomLimits, Rooms
 from vault.telemetry import where
-from vault.usecases.refusals import RefusedCall
+from vault.usecases.refusals import RefusedCall, needs_event
 
 _log = structlog.get_logger()
-
-_NOT_AUDITED = frozenset({Kind.EXHAUSTED, Kind.CONTENTION, Kind.UNIMPLEMENTED, Kind.UNAVAILABLE})
-"""Kinds that are trouble or overload, not a refusal of this caller; the log has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +194,7 @@ class Door:
 
     async def _audit(self, error: CardVaultError, method: str, event: str, caller: Caller) -> None:
         """Record a refusal. Raises `Unavailable` where that is not possible: it is then no definite answer."""
-        if error.audited or error.kind in _NOT_AUDITED:
+        if not needs_event(error):
             return
         refused = RefusedCall(caller=caller, event=event, method=method, reason=error.reason, field=error.field)
         try:

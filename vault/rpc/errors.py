@@ -27,7 +27,6 @@ CODES = {
     Kind.CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
     Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.CONTENTION: grpc.StatusCode.ABORTED,
-    Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -63,13 +62,18 @@ def answer_to_deadline(request_id: RequestId) -> Answer:
     return _answer(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", request_id, ())
 
 
+def reason_told(error: CardVaultError) -> str:
+    """The reason as the caller may learn it, or nothing."""
+    return error.reason.upper() if error.kind in _REASON_TOLD else ""
+
+
 def _details(error: CardVaultError) -> Sequence[Message]:
     details: list[Message] = []
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.kind in _REASON_TOLD:
-        details.append(error_details_pb2.ErrorInfo(reason=error.reason.upper(), domain=_DOMAIN))
+    if reason := reason_told(error):
+        details.append(error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN))
     if error.kind in _RETRYABLE:
         delay = duration_pb2.Duration()
         if error.retry_after is not None:

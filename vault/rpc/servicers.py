@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
+import structlog
+
 from vault.domain.card import StoredCard
-from vault.domain.errors import NotServed
+from vault.domain.errors import CardVaultError
 from vault.ports import Clock
 from vault.rpc import codec, codec_export, codec_processor
 from vault.rpc.coalescer import Coalescer
@@ -19,12 +22,15 @@ from vault.usecases.accounts import (
     ErasureReceipt,
     ListCardsQuery,
 )
+from vault.usecases.batch_tokenize import BatchTokenizeCommand, Results
 from vault.usecases.detokenize import DetokenizeCommand, ReleasedCard
 from vault.usecases.export import ExportPage, ExportQuery
 from vault.usecases.grants import IssuedGrant, IssueGrantCommand, RevokedGrant, RevokeGrantCommand
 from vault.usecases.outcomes import OutcomeNoted, ReportOutcomeCommand
 from vault.usecases.tokenize import TokenizeCommand, Tokenized
 from vault.v1 import account_pb2, cards_pb2, checkout_pb2, processor_pb2
+
+_log = structlog.get_logger()
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -42,7 +48,9 @@ class CheckoutServicer:
     """CheckoutService."""
 
     clock: Clock
+    work: RunRead
     tokenize: Coalescer[TokenizeCommand, Tokenized]
+    batch_tokenize: Coalescer[BatchTokenizeCommand, Results]
     issue_grant: Coalescer[IssueGrantCommand, IssuedGrant]
     revoke_grant: Coalescer[RevokeGrantCommand, RevokedGrant]
 
@@ -52,9 +60,25 @@ class CheckoutServicer:
         done = await self.tokenize.submit(command, budget=call.budget)
         return codec.encode_tokenized(done, now=self.clock.now())
 
-    async def BatchTokenize(self, _: checkout_pb2.BatchTokenizeRequest, __: Call) -> checkout_pb2.BatchTokenizeResponse:
-        """See the proto. Not served by this release."""
-        raise NotServed("batch_tokenize")
+    async def BatchTokenize(
+        self, request: checkout_pb2.BatchTokenizeRequest, call: Call
+    ) -> checkout_pb2.BatchTokenizeResponse:
+        """See the proto."""
+        # On a worker: so many cards at once would hold up all other calls.
+        command = await self.work(partial(codec.decode_batch, request, now=self.clock.now()), call)
+        results = await self.batch_tokenize.submit(command, budget=call.budget)
+        failed = [result for result in results if isinstance(result, CardVaultError)]
+        if failed:
+            _log.info(
+                "batch.items_refused",
+                method="BatchTokenize",
+                count=len(failed),
+                reason=failed[0].reason,
+                field=failed[0].field,
+                error_id=call.caller.request_id,
+                identity=call.caller.known.uri,
+            )
+        return await self.work(partial(codec.encode_batch, results, now=self.clock.now()), call)
 
     async def IssueGrant(self, request: checkout_pb2.IssueGrantRequest, call: Call) -> checkout_pb2.IssueGrantResponse:
         """See the proto."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Dialect, Text
@@ -23,6 +24,7 @@ class Engine(StrEnum):
     POSTGRESQL = "postgresql"
 
 
+@lru_cache(maxsize=64)  # all rows of a batch have the same few times
 def to_micros(moment: datetime) -> int:
     """Microseconds since 1970, exactly. Refuses a time without a zone."""
     if moment.tzinfo is None:
@@ -30,6 +32,7 @@ def to_micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+@lru_cache(maxsize=64)
 def to_iso(moment: datetime) -> str:
     """As PostgreSQL reads it. Refuses a time without a zone."""
     if moment.tzinfo is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement
@@ -161,6 +162,11 @@ def secret_values(card: NewCard) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=64)
+def _uses_of(text: str) -> tuple[CardUse, ...]:
+    return tuple(CardUse(int(use)) for use in text.split(","))
+
+
 def consent_entry(row: Any, tenant: TenantId) -> ConsentEntry:
     """From `CONSENT_COLUMNS`."""
     return ConsentEntry(
@@ -171,7 +177,7 @@ def consent_entry(row: Any, tenant: TenantId) -> ConsentEntry:
         consent=Consent(
             terms_version=row.terms_version,
             terms_sha256=row.terms_sha256,
-            uses=tuple(CardUse(int(use)) for use in row.uses.split(",")),
+            uses=_uses_of(row.uses),
             channel=ConsentChannel(row.channel),
             locale=row.locale,
             agreed_until=row.agreed_until,

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 
 from vault.domain.audit import Outcome, event_by
 from vault.domain.caller import Caller
-from vault.domain.errors import CardVaultError
+from vault.domain.errors import CardVaultError, Kind
 from vault.usecases.batch import Attempt, World, run_rounds
+
+_TROUBLE = frozenset({Kind.EXHAUSTED, Kind.CONTENTION, Kind.UNAVAILABLE})
+"""Kinds that are trouble or overload, not a refusal of this caller; the log has them."""
+
+
+def needs_event(error: CardVaultError) -> bool:
+    """Whether this refusal is still to be recorded."""
+    return not error.audited and error.kind not in _TROUBLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

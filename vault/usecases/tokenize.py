@@ -391,7 +391,6 @@ def _idempotency_of(a: _Attempt) -> Request[_Attempt]:
     command = a.command
     assert command.idempotency_key is not None, "only asked for requests with a key"
     fields: dict[str, object] = {"order": command.order, "customer": command.customer}
-    digests = {0: digest(fields)}
     answer: dict[str, str | int] = {}
     if command.consent is not None and a.storing is not None:
         consent = command.consent
@@ -408,6 +407,8 @@ def _idempotency_of(a: _Attempt) -> Request[_Attempt]:
         }
         digests = {f.version: digest({**fields, "card": f.value.hex()}) for f in a.storing.fingerprints}
         answer["token"] = a.storing.entry.token
+    else:
+        digests = {0: digest(fields)}
     if a.once is not None:
         answer["once_id"] = a.once.once_id
     return Request(

@@ -116,7 +116,9 @@ class BatchTokenizeRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchTokenizeItem]:
-        """1 to 200 items. Required."""
+        """1 to 200 items; more are INVALID_ARGUMENT. As every message, it holds at most 64 KiB: 200 items of
+        320 bytes, or 80 with every field at its limit. A usual item has 150 to 250 bytes. Required.
+        """
 
     def __init__(
         self,
@@ -142,7 +144,9 @@ class BatchTokenizeItem(_message.Message):
     CARD_FIELD_NUMBER: _builtins.int
     CONSENT_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
-    """As in TokenizeRequest; recommended, because it makes an import resumable."""
+    """As in TokenizeRequest, and the same as there: a card stored by either call is answered the same by
+    the other. Recommended, because it makes an import resumable.
+    """
     customer_id: _builtins.str
     """As in TokenizeRequest. Required."""
     @_builtins.property
@@ -234,22 +238,32 @@ class BatchTokenizeFailure(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ERROR_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """google.rpc.Code."""
+    """google.rpc.Code, the one that Tokenize would have ended with. As there, UNAVAILABLE means that it is
+    unknown whether the card was stored: repeat the item with the same key.
+    """
     field: _builtins.str
-    """The field at fault, for example `card.pan`; never its value."""
+    """The field at fault, for example `card.pan`; never its value. Empty where no field is at fault."""
     message: _builtins.str
     """What is wrong with it, in words for a developer."""
+    reason: _builtins.str
+    """As ErrorInfo has it for Tokenize, for example `IDEMPOTENCY_KEY_REUSED`; empty where it has none."""
+    error_id: _builtins.str
+    """The call's error id: the log and the item's audit event repeat it."""
     def __init__(
         self,
         *,
         code: _builtins.int = ...,
         field: _builtins.str = ...,
         message: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        error_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "error_id", b"error_id", "field", b"field", "message", b"message", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,8 +73,9 @@ class CheckoutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchTokenize(self, request, context):
-        """Takes many consented cards in, for moving in from another vault. Each item has its own result:
-        one bad item fails alone.
+        """Takes many consented cards in, for moving in from another vault. The same as that many Tokenize
+        calls with consent and without an order: each item has its own result, its own event, its own
+        idempotency key, and one bad item fails alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,9 @@ class CheckoutServiceStub:
     customer keeps its token and is sealed anew with the new expiry and consent.
     """
     BatchTokenize: _grpc.UnaryUnaryMultiCallable[_checkout_pb2.BatchTokenizeRequest, _checkout_pb2.BatchTokenizeResponse]
-    """Takes many consented cards in, for moving in from another vault. Each item has its own result:
-    one bad item fails alone.
+    """Takes many consented cards in, for moving in from another vault. The same as that many Tokenize
+    calls with consent and without an order: each item has its own result, its own event, its own
+    idempotency key, and one bad item fails alone.
     """
     IssueGrant: _grpc.UnaryUnaryMultiCallable[_checkout_pb2.IssueGrantRequest, _checkout_pb2.IssueGrantResponse]
     """Gives one processor the right to one card number, for one order and amount, once, for minutes.
@@ -64,8 +65,9 @@ class CheckoutServiceAsyncStub(CheckoutServiceStub):
     customer keeps its token and is sealed anew with the new expiry and consent.
     """
     BatchTokenize: _aio.UnaryUnaryMultiCallable[_checkout_pb2.BatchTokenizeRequest, _checkout_pb2.BatchTokenizeResponse]  # type: ignore[assignment]
-    """Takes many consented cards in, for moving in from another vault. Each item has its own result:
-    one bad item fails alone.
+    """Takes many consented cards in, for moving in from another vault. The same as that many Tokenize
+    calls with consent and without an order: each item has its own result, its own event, its own
+    idempotency key, and one bad item fails alone.
     """
     IssueGrant: _aio.UnaryUnaryMultiCallable[_checkout_pb2.IssueGrantRequest, _checkout_pb2.IssueGrantResponse]  # type: ignore[assignment]
     """Gives one processor the right to one card number, for one order and amount, once, for minutes.
@@ -96,8 +98,9 @@ class CheckoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _checkout_pb2.BatchTokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkout_pb2.BatchTokenizeResponse, _abc.Awaitable[_checkout_pb2.BatchTokenizeResponse]]:
-        """Takes many consented cards in, for moving in from another vault. Each item has its own result:
-        one bad item fails alone.
+        """Takes many consented cards in, for moving in from another vault. The same as that many Tokenize
+        calls with consent and without an order: each item has its own result, its own event, its own
+        idempotency key, and one bad item fails alone.
         """
 
     @_abc_1.abstractmethod
