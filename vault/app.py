@@ -76,9 +76,14 @@ class StartRefused(Exception):
 class App:
     """One server process."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`."""
+    def __init__(self, settings: Settings, *, shares_port: bool = False, does_chores: bool = True) -> None:
+        """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`.
+
+        Of workers that share a port one does the chores: the log, the sweeps, retention, the one-time key.
+        """
         self._settings = settings
+        self._shares_port = shares_port
+        self._does_chores = does_chores
         self._served = frozenset(settings.server.services)
         self._store = open_store(settings)
         self._world = World(
@@ -136,6 +141,8 @@ class App:
     async def start(self) -> None:
         """Serve."""
         await self._server.start()
+        if not self._does_chores:
+            return
         self._chores.append(asyncio.get_running_loop().create_task(self._keep_log()))
         if self._served & INTAKE_SERVICES:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
@@ -249,6 +256,7 @@ class App:
             address=settings.server.listen,
             checks=self._checks(),
             executor=self._check_threads,
+            shares_port=self._shares_port,
         )
 
     def _servicers(self) -> dict[str, object]:
