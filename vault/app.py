@@ -29,7 +29,7 @@ from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
 from vault.readiness import Readiness
 from vault.rpc.access import SERVICES
-from vault.rpc.coalescer import Coalescer
+from vault.rpc.coalescer import Coalescer, Read, one_by_one
 from vault.rpc.door import Door, Limits
 from vault.rpc.identity import Identities
 from vault.rpc.server import Check, Server, TlsFiles
@@ -54,6 +54,8 @@ from vault.usecases.tokenize import Tokenize, TokenizeCommand
 _log = structlog.get_logger()
 
 MAX_BATCH = 200
+MAX_READS = 16
+"""Queries that one thread runs one after the other, so how many one may wait for."""
 SWEEP_EVERY = timedelta(seconds=15)
 MAINTAIN_EVERY = timedelta(minutes=10)
 LOG_EVERY = timedelta(seconds=1)
@@ -297,18 +299,21 @@ class App:
         return servicers
 
     def _bounded_reads(self) -> RunRead:
-        """Run queries on worker threads, and refuse when too many wait for one."""
-        waiting = 0
+        """Run queries on worker threads, several in one go, and refuse when too many wait."""
+        # Few threads with several queries each: every change of threads costs more than a query.
+        reads: Coalescer[Read, Any] = Coalescer(
+            one_by_one,
+            executor=self._store_threads,
+            lanes=2 if self._store.kind is Engine.SQLITE else 4,
+            max_batch=MAX_READS,
+            max_waiting=self._settings.server.max_waiting,
+        )
+        self._coalescers.append(reads)
+        longest = Limits().longest_deadline.total_seconds()
 
         async def read(query: Callable[[Q], R], argument: Q, /) -> R:
-            nonlocal waiting
-            if waiting >= self._settings.server.max_waiting:
-                raise Exhausted("reads_waiting")
-            waiting += 1
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._store_threads, query, argument)
-            finally:
-                waiting -= 1
+            found: R = await reads.submit((query, argument), budget=longest)
+            return found
 
         return read
 

@@ -89,6 +89,7 @@ def serve(
     from vault.app import App, StartRefused
     from vault.rpc.access import PolicyGap
     from vault.store import DatabaseRefused
+    from vault.system import settle_memory
     from vault.telemetry import configure_logs
 
     harden()
@@ -111,6 +112,7 @@ def serve(
         except StartRefused as e:
             app.close()
             return _refuse(e.problems)
+        settle_memory()
         return await _until_signal(app, settings, announce)
 
     return _run(main())
