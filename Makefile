@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo dev test check generate lock clean
+.PHONY: demo dev test bench check generate lock clean
 
 .venv/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ dev: .venv/.installed ## a server that stays up, with its state in ./.cardvault
 
 test: .venv/.installed ## the whole suite, on real OpenBao, SQLite and PostgreSQL
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: .venv/.installed ## ratios to an empty RPC and to bare Vault; QUICK=1 for less than a minute
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 check: .venv/.installed ## lint, format, types, generated code
 	$(BIN)/ruff check .

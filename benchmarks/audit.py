@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load
-from benchmarks.rotation import Figure, table
+from benchmarks.harness import Figure, say, table
 from tests.support.installation import Installation, installed
 from vault.audit.copy import Directory, Shipper
 from vault.audit.sequencer import Checkpointer, Pace, Sequencer
@@ -90,7 +89,7 @@ def throughput(openbao: OpenBao, directory: Path, url: str, rounds: int, engine:
             rates[with_log].append(found.rate)
             if with_log:
                 lags.append(lag)
-            _say(f"{engine} {'with' if with_log else 'without'} the log: {found}, lag {lag:.1f} s")
+            say(f"{engine} {'with' if with_log else 'without'} the log: {found}, lag {lag:.1f} s")
     return [
         Figure(f"Tokenize on {engine} with the log: calls/s", rates[True]),
         Figure(f"Tokenize on {engine} without it: calls/s", rates[False]),
@@ -116,7 +115,7 @@ def _drain(url: str) -> None:
 
 def _one(installation: Installation, port: int, url: str) -> tuple[load.Load, float]:
     files = installation.ca.issue_client("spiffe://test.localhost/checkout")
-    target = load.Target(port, files, files.ca_file)
+    target = load.Target(port, files.ca_file, {"checkout": files})
     with Lag(url) as lag:
         found = load.run([target], load.tokenize, in_flight=IN_FLIGHT, seconds=PHASE)
     return found, lag.worst
@@ -180,10 +179,6 @@ def _timed(work: Any) -> float:
 def _must(holds: bool) -> None:
     if not holds:
         raise AssertionError("the log does not verify")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:

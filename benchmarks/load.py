@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from tests.support.cards import TypedCard, made_up_digits
 from tests.support.installation import Client
-from tests.support.requests import new_customer, store_request
+from tests.support.requests import grant_request, redeem_request, store_request
 from vault.embedded.pki import CertificateFiles
+from vault.v1 import account_pb2
 
 WARM_UP = 1.0
 """Seconds before anything is counted."""
+TIMEOUT = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to call, and as whom."""
+    """Whom to call, and as whom: certificates by role."""
 
     port: int
-    files: CertificateFiles
     ca_file: Path
+    files: Mapping[str, CertificateFiles]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,73 +51,202 @@ class Load:
     """Of one core, the busiest client process: near 1 means that the client was the bottleneck."""
 
 
-Work = Callable[[Client, int], Callable[[], Any]]
-"""Makes, for one process, what makes the awaitable of one call."""
+@dataclass(slots=True)
+class Seat:
+    """One client process: its connections by role, and what it remembers from one kind of work to the next."""
+
+    number: int
+    clients: Mapping[str, Client]
+    cards: list[tuple[str, str]] = field(default_factory=list)
+    """Customers and tokens of stored cards."""
+    grants: list[tuple[str, str]] = field(default_factory=list)
+    """Open grants and their orders."""
+    names: Iterator[int] = field(default_factory=itertools.count)
+
+    def new_name(self) -> str:
+        """Of a customer or an order that nobody knows."""
+        return f"bench-{os.getpid()}-{self.number}-{next(self.names)}"
 
 
-def tokenize(client: Client, seed: int) -> Callable[[], Any]:
+class Spent(Exception):
+    """There is nothing left to work on."""
+
+
+Call = Callable[[], Awaitable[Any]]
+Work = Callable[[Seat], Awaitable[Call]]
+"""Prepares, for one process, what makes one call."""
+Job = Callable[[Seat], Awaitable[dict[str, Any]]]
+
+
+# --- work -----------------------------------------------------------------------------------------------------------
+
+
+async def nothing(seat: Seat) -> Call:
+    """The floor: health's own check, through the same door, server, certificates and connection."""
+    stub, request = seat.clients["checkout"].health, health_pb2.HealthCheckRequest()
+    return lambda: stub.Check(request, timeout=TIMEOUT)
+
+
+async def tokenize(seat: Seat) -> Call:
     """Fresh cards of fresh customers, with consent. Numbers are drawn before the clock starts."""
     year = datetime.now(UTC).year + 3
-    customers = f"bench-{seed}-{os.getpid()}"
-    pool = [
-        store_request(TypedCard(made_up_digits(length=16), 12, year, "A Shopper", ""), new_customer())
-        for _ in range(2000)
-    ]
-    count = 0
+    pool = itertools.cycle(
+        [store_request(TypedCard(made_up_digits(length=16), 12, year, "A Shopper", ""), "") for _ in range(2000)]
+    )
+    stub = seat.clients["checkout"].checkout
 
-    def call() -> Any:
-        nonlocal count
-        request = pool[count % len(pool)]
-        count += 1
-        request.customer_id = f"{customers}-{count}"
-        return client.checkout.Tokenize(request, timeout=20)
+    async def call() -> None:
+        request = next(pool)
+        request.customer_id = customer = seat.new_name()
+        answer = await stub.Tokenize(request, timeout=TIMEOUT)
+        if len(seat.cards) < 500:
+            seat.cards.append((customer, answer.card.token))
 
     return call
 
 
-def run(targets: Sequence[Target], work: Work, *, in_flight: int, seconds: float) -> Load:
-    """One process for each target; the calls in flight are shared among them."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for number, target in enumerate(targets):
-        here, there = context.Pipe(duplex=False)
-        each = max(1, in_flight // len(targets))
-        process = context.Process(target=_child, args=(there, target, work, number, each, seconds), daemon=True)
-        process.start()
-        there.close()
-        pipes.append(here)
-        processes.append(process)
-    found = [pipe.recv() for pipe in pipes]
-    for process in processes:
-        process.join()
-    taken = sorted(each for part in found for each in part["taken"])
-    return Load(
-        rate=sum(len(part["taken"]) / part["elapsed"] for part in found),
-        p50=statistics.median(taken) * 1000,
-        p99=taken[int(len(taken) * 0.99)] * 1000,
-        errors=sum(part["errors"] for part in found),
-        client_busy=max(part["busy"] for part in found),
+async def list_five(seat: Seat) -> Call:
+    """A customer's wallet of five cards."""
+    year, customers = datetime.now(UTC).year + 3, [seat.new_name() for _ in range(20)]
+    stored = (
+        store_request(TypedCard(made_up_digits(length=16), 12, year, "A Shopper", ""), customer)
+        for customer in customers
+        for _ in range(5)
     )
+    await asyncio.gather(*(seat.clients["checkout"].checkout.Tokenize(each, timeout=TIMEOUT) for each in stored))
+    requests = itertools.cycle([account_pb2.ListCardsRequest(customer_id=customer) for customer in customers])
+    stub = seat.clients["account"].account
+    first = await stub.ListCards(next(requests), timeout=TIMEOUT)
+    assert len(first.cards) == 5
+    return lambda: stub.ListCards(next(requests), timeout=TIMEOUT)
 
 
-def _child(pipe: Any, target: Target, work: Work, seed: int, in_flight: int, seconds: float) -> None:
+async def issue_grant(seat: Seat) -> Call:
+    """Grants for cards that `tokenize` stored; kept for `detokenize`."""
+    cards, stub = itertools.cycle(seat.cards), seat.clients["checkout"].checkout
+
+    async def call() -> None:
+        customer, token = next(cards)
+        order = seat.new_name()
+        request = grant_request(order=order, customer=customer, token=token)
+        answer = await stub.IssueGrant(request, timeout=TIMEOUT)
+        seat.grants.append((answer.grant, order))
+
+    return call
+
+
+async def detokenize(seat: Seat) -> Call:
+    """Redeems what `issue_grant` left, and ends when all is spent."""
+    stub = seat.clients["processor"].processor
+
+    async def call() -> None:
+        if not seat.grants:
+            raise Spent
+        grant, order = seat.grants.pop()
+        await stub.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)
+
+    return call
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+class Clients:
+    """Client processes, one for each target, that stay for as many measurements as are asked for."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        for number, target in enumerate(targets):
+            here, there = context.Pipe()
+            process = context.Process(target=_child, args=(there, target, number), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join()
+
+    def run(self, work: Work, *, in_flight: int, seconds: float, warm_up: float = WARM_UP) -> Load:
+        """Calls in flight are shared among the processes; a single one is made by the first alone."""
+        return self.run_job(
+            _Driven(work, max(1, in_flight // len(self._pipes)), seconds, warm_up), alone=in_flight == 1
+        )
+
+    def run_job(self, job: Job, *, alone: bool = False) -> Load:
+        """Any work, in each process."""
+        pipes = self._pipes[:1] if alone else self._pipes
+        for pipe in pipes:
+            pipe.send(job)
+        found = [pipe.recv() for pipe in pipes]
+        taken = sorted(each for part in found for each in part["taken"])
+        if not taken:
+            raise RuntimeError(f"no call succeeded: {sum(part['errors'] for part in found)} errors")
+        return Load(
+            rate=sum(len(part["taken"]) / part["elapsed"] for part in found),
+            p50=statistics.median(taken) * 1000,
+            p99=taken[int(len(taken) * 0.99)] * 1000,
+            errors=sum(part["errors"] for part in found),
+            client_busy=max(part["busy"] for part in found),
+        )
+
+
+def run(targets: Sequence[Target], work: Work, *, in_flight: int, seconds: float) -> Load:
+    """One measurement by processes of its own."""
+    with Clients(targets) as clients:
+        return clients.run(work, in_flight=in_flight, seconds=seconds)
+
+
+def _child(pipe: Any, target: Target, number: int) -> None:
     import uvloop
 
-    pipe.send(uvloop.run(_drive(target, work, seed, in_flight, seconds)))
+    uvloop.run(_serve(pipe, target, number))
 
 
-async def _drive(target: Target, work: Work, seed: int, in_flight: int, seconds: float) -> dict[str, Any]:
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=target.ca_file.read_bytes(),
-        private_key=target.files.key_file.read_bytes(),
-        certificate_chain=target.files.cert_file.read_bytes(),
-    )
-    taken: list[float] = []
-    errors = 0
-    async with grpc.aio.secure_channel(f"localhost:{target.port}", credentials) as channel:
-        call = work(Client.on(channel), seed)  # type: ignore[arg-type]  # stubs work on either kind of channel
-        began = time.perf_counter() + WARM_UP
-        end = began + seconds
+async def _serve(pipe: Any, target: Target, number: int) -> None:
+    channels = {}
+    for role, files in target.files.items():
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=target.ca_file.read_bytes(),
+            private_key=files.key_file.read_bytes(),
+            certificate_chain=files.cert_file.read_bytes(),
+        )
+        channels[role] = grpc.aio.secure_channel(f"localhost:{target.port}", credentials)
+    stubs = {role: Client.on(channel) for role, channel in channels.items()}  # type: ignore[arg-type]
+    seat = Seat(number, stubs)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            job = await loop.run_in_executor(None, pipe.recv)
+        except EOFError:
+            break
+        pipe.send(await job(seat))
+    for channel in channels.values():
+        await channel.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Driven:
+    """So many calls in flight for so long."""
+
+    work: Work
+    in_flight: int
+    seconds: float
+    warm_up: float
+
+    async def __call__(self, seat: Seat) -> dict[str, Any]:
+        call = await self.work(seat)
+        taken: list[float] = []
+        errors = 0
+        began = time.perf_counter() + self.warm_up
+        end = began + self.seconds
         busy_before = 0.0
 
         async def one() -> None:
@@ -124,14 +257,17 @@ async def _drive(target: Target, work: Work, seed: int, in_flight: int, seconds:
                 except grpc.RpcError:
                     errors += 1
                     continue
+                except Spent:
+                    return
                 if now >= began:
                     taken.append(time.perf_counter() - now)
 
         async def mark() -> None:
             nonlocal busy_before
-            await asyncio.sleep(WARM_UP)
+            await asyncio.sleep(self.warm_up)
             busy_before = time.process_time()
 
-        await asyncio.gather(mark(), *(one() for _ in range(in_flight)))
+        await asyncio.gather(mark(), *(one() for _ in range(self.in_flight)))
         elapsed = time.perf_counter() - began
-    return {"taken": taken, "errors": errors, "elapsed": elapsed, "busy": (time.process_time() - busy_before) / elapsed}
+        busy = (time.process_time() - busy_before) / elapsed
+        return {"taken": taken, "errors": errors, "elapsed": elapsed, "busy": busy}

@@ -12,13 +12,12 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 from sqlalchemy import insert
 
+from benchmarks.harness import Figure, facts, memory, say, table
 from tests.faults.bench import ENVIRONMENT, Place, Tools
 from tests.support.cards import TypedCard, made_up_digits
 from tests.support.installation import Client, installed
@@ -58,28 +58,9 @@ from vault.usecases.rotate import RotateKey
 SMALL = 10_000
 RAW_CALLS = 25
 """Batch calls in each measurement of raw rewrapping."""
-MEBIBYTE = 1024
 PHASE = 5.0
 """Seconds of each foreground phase."""
 BULK_TENANT = TenantId("bulk")
-
-
-@dataclass
-class Figure:
-    """One line of the table: what it was in each round, and what it should be."""
-
-    name: str
-    values: list[float]
-    goal: str = ""
-    holds: Callable[[float], bool] = field(default=lambda _: True, repr=False)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    def facts(self) -> dict[str, Any]:
-        holds = self.holds(self.median) if self.goal else None
-        return {"name": self.name, "median": self.median, "values": self.values, "goal": self.goal, "holds": holds}
 
 
 # --- cards in bulk --------------------------------------------------------------------------------------------------
@@ -277,12 +258,6 @@ def throttled_rewraps(place: Place, rate: float) -> None:
             )
 
 
-def memory(line: str) -> float:
-    """A line of /proc/self/status in MiB."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split(f"{line}:")[1].split()[0]) / MEBIBYTE
-
-
 def _child(work: Callable[..., dict[str, float]], arguments: Sequence[Any], pipe: Any) -> None:
     settle_memory()  # as every operator command does
     pipe.send(work(*arguments))
@@ -386,12 +361,8 @@ def bulk(openbao: OpenBao, url: str, count: int) -> Iterator[Place]:
     with place.open() as tools:
         began = time.monotonic()
         add_cards(tools, url, count)
-        _say(f"{count} cards inserted in {time.monotonic() - began:.0f} s")
+        say(f"{count} cards inserted in {time.monotonic() - began:.0f} s")
     yield place
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def measure(directory: Path, *, many: int, rounds: int, rate: float, foreground: bool) -> list[Figure]:
@@ -439,25 +410,6 @@ def _is_flat(mebibytes: float) -> bool:
     return mebibytes <= 50
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """Median, spread, goal, and whether it holds."""
-    lines = [f"{'what':<58} {'median':>10} {'lowest':>10} {'highest':>10}  goal"]
-    for figure in figures:
-        verdict = f"{figure.goal}: {'holds' if figure.holds(figure.median) else 'MISSED'}" if figure.goal else ""
-        low, high = min(figure.values), max(figure.values)
-        lines.append(f"{figure.name:<58} {figure.median:>10.2f} {low:>10.2f} {high:>10.2f}  {verdict}")
-    return "\n".join(lines)
-
-
-def _facts(figures: Sequence[Figure], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "when": datetime.now(UTC).isoformat(),
-        "cores": os.cpu_count(),
-        "arguments": {name: str(value) for name, value in arguments.items()},
-        "figures": [figure.facts() for figure in figures],
-    }
-
-
 def main() -> int:
     """Exit 0 if every goal is met, 1 if one is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rotation", description=__doc__)
@@ -480,7 +432,7 @@ def main() -> int:
         shutil.rmtree(directory, ignore_errors=True)
     print(table(figures))
     if arguments.json:
-        arguments.json.write_text(json.dumps(_facts(figures, vars(arguments)), indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(facts(figures, vars(arguments)), indent=2) + "\n", encoding="utf-8")
     return 0 if all(figure.holds(figure.median) for figure in figures) else 1
 
 

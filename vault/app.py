@@ -29,7 +29,7 @@ from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
 from vault.readiness import Readiness
 from vault.rpc.access import SERVICES
-from vault.rpc.coalescer import Coalescer
+from vault.rpc.coalescer import Coalescer, Read, one_by_one
 from vault.rpc.door import Door, Limits
 from vault.rpc.identity import Identities
 from vault.rpc.server import Check, Server, TlsFiles
@@ -55,6 +55,8 @@ from vault.usecases.tokenize import Tokenize, TokenizeCommand
 _log = structlog.get_logger()
 
 MAX_BATCH = 200
+MAX_READS = 16
+"""Queries that one thread runs one after the other, so how many one may wait for."""
 SWEEP_EVERY = timedelta(seconds=15)
 MAINTAIN_EVERY = timedelta(minutes=10)
 LOG_EVERY = timedelta(seconds=1)
@@ -77,9 +79,14 @@ class StartRefused(Exception):
 class App:
     """One server process."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`."""
+    def __init__(self, settings: Settings, *, shares_port: bool = False, does_chores: bool = True) -> None:
+        """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`.
+
+        Of workers that share a port one does the chores: the log, the sweeps, retention, the one-time key.
+        """
         self._settings = settings
+        self._shares_port = shares_port
+        self._does_chores = does_chores
         self._served = frozenset(settings.server.services)
         self._store = open_store(settings)
         self._world = World(
@@ -137,6 +144,8 @@ class App:
     async def start(self) -> None:
         """Serve."""
         await self._server.start()
+        if not self._does_chores:
+            return
         self._chores.append(asyncio.get_running_loop().create_task(self._keep_log()))
         if self._served & INTAKE_SERVICES:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
@@ -252,6 +261,7 @@ class App:
             address=settings.server.listen,
             checks=self._checks(),
             executor=self._check_threads,
+            shares_port=self._shares_port,
         )
 
     def _servicers(self) -> dict[str, object]:
@@ -296,18 +306,21 @@ class App:
         return servicers
 
     def _bounded_reads(self) -> RunRead:
-        """Run queries on worker threads, and refuse when too many wait for one."""
-        waiting = 0
+        """Run queries on worker threads, several in one go, and refuse when too many wait."""
+        # Few threads with several queries each: every change of threads costs more than a query.
+        reads: Coalescer[Read, Any] = Coalescer(
+            one_by_one,
+            executor=self._store_threads,
+            lanes=2 if self._store.kind is Engine.SQLITE else 4,
+            max_batch=MAX_READS,
+            max_waiting=self._settings.server.max_waiting,
+        )
+        self._coalescers.append(reads)
+        longest = Limits().longest_deadline.total_seconds()
 
         async def read(query: Callable[[Q], R], argument: Q, /) -> R:
-            nonlocal waiting
-            if waiting >= self._settings.server.max_waiting:
-                raise Exhausted("reads_waiting")
-            waiting += 1
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._store_threads, query, argument)
-            finally:
-                waiting -= 1
+            found: R = await reads.submit((query, argument), budget=longest)
+            return found
 
         return read
 

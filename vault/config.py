@@ -23,6 +23,7 @@ INTAKE_SERVICES = frozenset({"checkout"})
 RELEASE_SERVICES = frozenset({"processor"})
 
 SQLITE_PREFIX = "sqlite:///"
+MAX_WORKERS = 64
 _SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+")
 _LABEL = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
@@ -55,6 +56,8 @@ class ServerSection(Section):
     drain_seconds: float = Field(default=20, ge=0, le=120)
     max_waiting: int = Field(default=2000, ge=1, le=100_000)
     """Calls that may wait for their batch, for each RPC; above it RESOURCE_EXHAUSTED."""
+    workers: int = Field(default=1, ge=1, le=MAX_WORKERS)
+    """Processes that share the port; each has threads, logins to Vault and connections of its own."""
 
 
 class DatabaseSection(Section):

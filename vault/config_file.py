@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,15 @@ class ConfigProblems(Exception):
 def load(path: Path) -> Settings:
     """Read and check a file for a server. Raises `ConfigProblems`."""
     return _load(path, Settings)
+
+
+def with_workers(settings: Settings, count: int) -> Settings:
+    """The same with another number of workers. Raises `ConfigProblems`."""
+    changed = settings.model_copy(update={"server": settings.server.model_copy(update={"workers": count})})
+    problems = _worker_problems(changed)
+    if problems:
+        raise ConfigProblems(problems)
+    return changed
 
 
 def load_for_operator(path: Path) -> OperatorSettings:
@@ -180,6 +190,7 @@ def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> li
         *_environment_problems(environ),
         *_file_problems(settings),
         *_database_problems(settings),
+        *_worker_problems(settings),
         *_vault_problems(settings),
         *_identity_problems(settings),
     ]
@@ -288,6 +299,17 @@ def _database_problems(settings: Settings | _Parts) -> list[str]:
             problems.append("database.url: production needs sslmode=verify-full (PCI DSS 4.2.1)")
         if "service" in query:
             problems.append("database.url: production takes no service file: what it says cannot be checked")
+    return problems
+
+
+def _worker_problems(settings: Settings | _Parts) -> list[str]:
+    if settings.server is None or settings.server.workers == 1:
+        return []
+    problems = []
+    if settings.database is not None and settings.database.url.startswith(SQLITE_PREFIX):
+        problems.append("server.workers: SQLite has one writer, so one worker is all it can use; take PostgreSQL")
+    if sys.platform != "linux":
+        problems.append("server.workers: more than one needs Linux")
     return problems
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vault.domain.errors import CardVaultError, Exhausted, NotAvailable, Unavailable
-from vault.rpc.coalescer import Coalescer
+from vault.rpc.coalescer import Coalescer, Read, one_by_one
 
 BUDGET = 10.0
 
@@ -165,6 +165,21 @@ def test_an_unexpected_failure_reaches_every_caller_of_its_batch_and_the_next_ba
         results = await asyncio.gather(*(calls.submit(n, budget=BUDGET) for n in (1, 2)), return_exceptions=True)
         assert [type(result) for result in results] == [ZeroDivisionError, ZeroDivisionError]
         assert await calls.submit(3, budget=BUDGET) == 3
+
+    run(main)
+
+
+def test_a_query_that_fails_fails_alone(threads: ThreadPoolExecutor) -> None:
+    def double(number: int) -> int:
+        if number == 2:
+            raise KeyError("no such number")
+        return number * 2
+
+    async def main() -> None:
+        reads: Coalescer[Read, int] = Coalescer(one_by_one, executor=threads, lanes=1, max_batch=9, max_waiting=9)
+        asked = (reads.submit((double, number), budget=BUDGET) for number in (1, 2, 3))
+        first, second, third = await asyncio.gather(*asked, return_exceptions=True)
+        assert (first, type(second), third) == (2, KeyError, 6)
 
     run(main)
 

@@ -186,6 +186,8 @@ SHAPES: dict[str, tuple[str, Any, str]] = {
         {"activate_on": "later"},
         "cards.activate_on: Input should be 'tokenize' or 'first_approval'",
     ),
+    "no worker": ("server.workers", 0, "server.workers: Input should be greater than or equal to 1"),
+    "too many workers": ("server.workers", 65, "server.workers: Input should be less than or equal to 64"),
     "no service": ("server.services", [], "server.services: names no service"),
     "unknown service": (
         "server.services",

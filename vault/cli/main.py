@@ -79,14 +79,20 @@ def cardvault(
 @app.command()
 def serve(
     config: Config,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes that share the port, on PostgreSQL. Default: as the file says, or 1."
+        ),
+    ] = None,
     check_config: Annotated[
         bool, typer.Option("--check-config", help="List every problem of the file and stop: exit 0 if none, else 2.")
     ] = False,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and exit 0. Exit 2: refused to start."""
+    """Serve until SIGTERM or SIGINT, then drain and exit 0. Exit 2: refused to start; 1: workers kept dying."""
     from vault.cli import serve as command
 
-    raise typer.Exit(command.check(config) if check_config else command.run(config))
+    raise typer.Exit(command.check(config, workers) if check_config else command.run(config, workers))
 
 
 @app.command()

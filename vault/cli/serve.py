@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import structlog
 import typer
 
 from vault.config import Settings
-from vault.config_file import ConfigProblems, load
+from vault.config_file import ConfigProblems, load, with_workers
 from vault.hardening import harden
 
 if TYPE_CHECKING:
@@ -23,30 +24,72 @@ EXIT_OK = 0
 EXIT_REFUSED = 2
 
 
-def check(config: Path) -> int:
+ENDING = timedelta(seconds=15)
+"""What a worker may take to end beyond its drain: batches that were begun are carried out."""
+
+
+def check(config: Path, workers: int | None = None) -> int:
     """List every problem of a configuration file."""
     try:
-        load(config)
+        _load(config, workers)
     except ConfigProblems as e:
         return _refuse(e.problems)
     typer.echo(f"{config}: no problems found")
     return EXIT_OK
 
 
-def run(config: Path) -> int:
-    """Serve one configuration file until a signal."""
+def run(config: Path, workers: int | None = None) -> int:
+    """Serve one configuration file until a signal. `workers` goes before what the file says."""
     try:
-        settings = load(config)
+        settings = _load(config, workers)
     except ConfigProblems as e:
         return _refuse(e.problems)
-    return serve(settings, announce=lambda port: typer.echo(f"cardvault is listening on port {port}"))
+
+    def announce(port: int) -> None:
+        typer.echo(f"cardvault is listening on port {port}")
+
+    return (
+        serve_many(settings, announce=announce) if settings.server.workers > 1 else serve(settings, announce=announce)
+    )
 
 
-def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
+def _load(config: Path, workers: int | None) -> Settings:
+    settings = load(config)
+    return settings if workers is None else with_workers(settings, workers)
+
+
+def serve_many(settings: Settings, *, announce: Callable[[int], None]) -> int:
+    """Serve by worker processes that share one port. Until they are forked nothing that has threads may be imported."""
+    from vault.prefork import Patience, SharedPort, Workers
+    from vault.telemetry import configure_logs
+
+    harden()
+    configure_logs(level=settings.log_level, as_json=not sys.stderr.isatty())
+    server = settings.server
+    try:
+        shared = SharedPort(server.listen)
+    except OSError as e:
+        return _refuse([f"server.listen: cannot listen on {server.listen} ({e.strerror or e})"])
+    own = settings.model_copy(update={"server": server.model_copy(update={"listen": shared.address})})
+
+    def work(number: int, started: Callable[[], None]) -> int:
+        return serve(own, announce=lambda _: started(), shares_port=True, does_chores=number == 0)
+
+    grace = timedelta(seconds=server.drain_seconds) + ENDING
+    try:
+        return Workers(work, count=server.workers, patience=Patience(grace=grace)).run(lambda: announce(shared.port))
+    finally:
+        shared.close()
+
+
+def serve(
+    settings: Settings, *, announce: Callable[[int], None], shares_port: bool = False, does_chores: bool = True
+) -> int:
     """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered."""
     from vault.app import App, StartRefused
     from vault.rpc.access import PolicyGap
     from vault.store import DatabaseRefused
+    from vault.system import settle_memory
     from vault.telemetry import configure_logs
 
     harden()
@@ -55,7 +98,7 @@ def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
     async def main() -> int:
         # gRPC binds its server to the running loop, so everything is built inside it.
         try:
-            app = App(settings)
+            app = App(settings, shares_port=shares_port, does_chores=does_chores)
         except PolicyGap as e:
             return _refuse(e.gaps)
         except DatabaseRefused as e:
@@ -69,6 +112,7 @@ def serve(settings: Settings, *, announce: Callable[[int], None]) -> int:
         except StartRefused as e:
             app.close()
             return _refuse(e.problems)
+        settle_memory()
         return await _until_signal(app, settings, announce)
 
     return _run(main())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vault.domain.errors import CardVaultError, Exhausted, Unavailable
 
@@ -130,6 +130,22 @@ class Coalescer(Generic[C, R]):
             room -= size
         self._queue.extendleft(reversed(later))
         return batch
+
+
+Read = tuple[Callable[[Any], Any], Any]
+"""A query and its argument."""
+
+
+def one_by_one(reads: Sequence[Read]) -> Sequence[Any]:
+    """Run queries one after the other, each with a transaction and an outcome of its own."""
+    return [_outcome_of(query, argument) for query, argument in reads]
+
+
+def _outcome_of(query: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return query(argument)
+    except Exception as trouble:  # noqa: BLE001 - handed to its caller, whose guard maps it
+        return trouble
 
 
 def _settle(answer: asyncio.Future[R], result: R | Exception) -> None:

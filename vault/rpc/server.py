@@ -40,7 +40,6 @@ MAX_CONNECTION_AGE = timedelta(minutes=10)
 """A client certificate is checked at the handshake only, so connections must end from time to time."""
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", 1024 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
@@ -116,9 +115,11 @@ class Server:
         executor: Executor,
         check_every: timedelta = timedelta(seconds=5),
         connection_age: timedelta = MAX_CONNECTION_AGE,
+        shares_port: bool = False,
     ) -> None:
         """`servicers` by service name as in the configuration. Raises `PolicyGap` where the contract has a gap.
 
+        `shares_port`: other workers listen on the same port. Else nobody does: a second server is refused.
         Raises `ValueError` where connections should live longer than `MAX_CONNECTION_AGE`.
         """
         if connection_age > MAX_CONNECTION_AGE:
@@ -135,7 +136,8 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._server = grpc.aio.server(
-            options=(*_OPTIONS, ("grpc.max_connection_age_ms", age)), compression=grpc.Compression.NoCompression
+            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_port)), ("grpc.max_connection_age_ms", age)),
+            compression=grpc.Compression.NoCompression,
         )
         handlers = [_handlers_of(SERVICES[name], servicer, rules, door) for name, servicer in servicers.items()]
         self._server.add_generic_rpc_handlers((*handlers, self._health_handlers()))
