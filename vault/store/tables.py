@@ -200,7 +200,7 @@ grants = Table(
         "OR (token IS NULL AND once_id IS NOT NULL AND subject = once_id)",
         name="subject",
     ),
-    Index("ix_grants_expires_at", "state", "expires_at"),
+    Index("ix_grants_expires_at", "expires_at", "state"),
     comment="Rights to one card number each, for one order",
 )
 one_open_grant = Index(

@@ -55,6 +55,13 @@ _ONCE = (once_keys.c.tenant_id, once_keys.c.once_id)
 _ANY_ORDER = (grants.c.tenant_id, grants.c.subject)
 
 
+def _unindexed(engine: Engine, column: Column[Any]) -> ColumnElement[Any]:
+    """A column that SQLite chooses no index by: it cannot know how few rows it is given, and would read all open."""
+    if engine is Engine.SQLITE:
+        return literal_column(f"+{column.table.name}.{column.name}", column.type)
+    return column
+
+
 def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
     return and_(*(c == given.c[c.name] for c in columns))
 
@@ -106,7 +113,7 @@ def _destroy_once(engine: Engine) -> Batch:
     statement = (
         update(once_keys)
         .values(_DESTROYED)
-        .where(_same(_ONCE, given), once_keys.c.state == _OPEN)
+        .where(_same(_ONCE, given), _unindexed(engine, once_keys.c.state) == _OPEN)
         .returning(once_keys.c.once_id)
     )
     return Batch(statement, given)
@@ -158,8 +165,8 @@ def _claim(engine: Engine) -> Batch:
         .values(state=GrantState.USED.value, closed_at=_NOW)
         .where(
             _same(_GRANT, given),
-            grants.c.state == _OPEN,
-            grants.c.expires_at > _NOW,
+            _unindexed(engine, grants.c.state) == _OPEN,
+            _unindexed(engine, grants.c.expires_at) > _NOW,
             or_(card_as_unwrapped, once_unspent),
         )
         .returning(grants.c.tenant_id, grants.c.grant_sha256, grants.c.once_id)

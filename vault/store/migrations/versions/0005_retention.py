@@ -24,4 +24,4 @@ def upgrade() -> None:
         ),
     )
     op.execute("UPDATE cards SET last_used_at = created_at")
-    op.create_index("ix_grants_expires_at", "grants", ["state", "expires_at"])
+    op.create_index("ix_grants_expires_at", "grants", ["expires_at", "state"])
