@@ -76,7 +76,7 @@ def test_a_proof_of_something_else_is_refused(desk: Desk, tmp_path: Path) -> Non
     text = (tmp_path / "proof").read_text()
     (tmp_path / "forged").write_text(text.replace("card.erased", "card.stored"))
     other = tmp_path / "other-keys"
-    (key,) = parse_keys((tmp_path / "keys").read_text())
+    key = parse_keys((tmp_path / "keys").read_text())[0]
     other.write_text(str(type(key)(key.name, bytes(31) + b"\x01")) + "\n")
 
     desk.type("audit", "check-proof", tmp_path / "forged", "--key", tmp_path / "keys", code=1)
