@@ -348,7 +348,9 @@ def test_sigterm_says_so_finishes_what_is_in_flight_and_ends_with_0(site: Instal
 
 
 def test_doctor_tells_well_from_unfit(site: Installation) -> None:
-    good, bad = site.config(), site.config(vault__address="https://127.0.0.1:1")
+    good = site.config(audit__directory=str(site.directory / "copy"))
+    bad = site.config(vault__address="https://127.0.0.1:1")
+    without_copy = site.config()
     with closing(SqlStore(site.database_url)) as store, store.writing() as tx:
         tx.put_setting("environment", ENVIRONMENT)
 
@@ -356,13 +358,14 @@ def test_doctor_tells_well_from_unfit(site: Installation) -> None:
     words = site.command("doctor", "--config", str(good))
     unfit = site.command("doctor", "--json", "--config", str(bad))
     hopeless = site.command("doctor", "--json", "--config", str(good.with_name("none.toml")))
+    lonely = json.loads(site.command("doctor", "--json", "--config", str(without_copy)).stdout)
 
     expected = 1 if swap_warnings() else 0
     assert (well.returncode, words.returncode) == (expected, expected)
     assert {f["level"] for f in json.loads(well.stdout)} <= {"ok", "warning"}
-    assert {"configuration", "certificates", "database", "retention", "vault intake", "vault release", "machine"} == {
-        f["area"] for f in json.loads(well.stdout)
-    }
+    areas = {"configuration", "certificates", "database", "retention", "audit log", "vault intake", "vault release"}
+    assert {f["area"] for f in json.loads(well.stdout)} == areas | {"machine"}
+    assert [f["level"] for f in lonely if "no second place" in f["text"]] == ["warning"]
     assert (unfit.returncode, hopeless.returncode) == (2, 2)
     assert {f["area"] for f in json.loads(unfit.stdout) if f["level"] == "problem"} == {"vault intake", "vault release"}
     assert [f["area"] for f in json.loads(hopeless.stdout)] == ["configuration"]
