@@ -46,7 +46,7 @@ MAX_BATCH = 1000
 CALLS = 3
 """Batches that Vault is asked for at the same time, where a transaction holds more than one."""
 
-GENTLE_BATCH = 50
+GENTLE_BATCH = 25
 """Cards in one transaction, and in one call of Vault, where a pace is asked for: short enough to pass unnoticed."""
 
 
