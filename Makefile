@@ -25,7 +25,7 @@ bench: .venv/.installed ## ratios to an empty RPC and to bare Vault; QUICK=1 for
 check: .venv/.installed ## lint, format, types, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vault tests tools
+	$(BIN)/mypy vault tests tools benchmarks
 	$(BIN)/python tools/generate.py --check
 
 generate: .venv/.installed ## vault/v1 from protos/

@@ -12,16 +12,20 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.cards import TypedCard, made_up_digits
-from tests.support.installation import Client
 from tests.support.requests import grant_request, redeem_request, store_request
 from vault.embedded.pki import CertificateFiles
-from vault.v1 import account_pb2
+from vault.v1 import account_pb2, account_pb2_grpc, checkout_pb2_grpc, processor_pb2_grpc
+
+if TYPE_CHECKING:
+    from vault.v1.account_pb2_grpc import AccountServiceAsyncStub
+    from vault.v1.checkout_pb2_grpc import CheckoutServiceAsyncStub
+    from vault.v1.processor_pb2_grpc import ProcessorServiceAsyncStub
 
 WARM_UP = 1.0
 """Seconds before anything is counted."""
@@ -51,12 +55,32 @@ class Load:
     """Of one core, the busiest client process: near 1 means that the client was the bottleneck."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """All stubs of one role's connection."""
+
+    checkout: CheckoutServiceAsyncStub
+    account: AccountServiceAsyncStub
+    processor: ProcessorServiceAsyncStub
+    health: Any
+
+    @classmethod
+    def on(cls, channel: grpc.aio.Channel) -> Stubs:
+        """Stubs on a channel."""
+        return cls(
+            checkout=checkout_pb2_grpc.CheckoutServiceStub(channel),
+            account=account_pb2_grpc.AccountServiceStub(channel),
+            processor=processor_pb2_grpc.ProcessorServiceStub(channel),
+            health=health_pb2_grpc.HealthStub(channel),
+        )
+
+
 @dataclass(slots=True)
 class Seat:
     """One client process: its connections by role, and what it remembers from one kind of work to the next."""
 
     number: int
-    clients: Mapping[str, Client]
+    clients: Mapping[str, Stubs]
     cards: list[tuple[str, str]] = field(default_factory=list)
     """Customers and tokens of stored cards."""
     grants: list[tuple[str, str]] = field(default_factory=list)
@@ -219,8 +243,7 @@ async def _serve(pipe: Any, target: Target, number: int) -> None:
             certificate_chain=files.cert_file.read_bytes(),
         )
         channels[role] = grpc.aio.secure_channel(f"localhost:{target.port}", credentials)
-    stubs = {role: Client.on(channel) for role, channel in channels.items()}  # type: ignore[arg-type]
-    seat = Seat(number, stubs)
+    seat = Seat(number, {role: Stubs.on(channel) for role, channel in channels.items()})
     loop = asyncio.get_running_loop()
     while True:
         try:

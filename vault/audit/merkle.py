@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from vault.ports_audit import NewNode
+
 HASH_BYTES = 32
 STRIDE = 8
 """Levels between two that are stored."""
@@ -34,15 +36,6 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One node that is to be stored."""
-
-    level: int
-    index: int
-    value: bytes
-
-
 @dataclass(slots=True)
 class Frontier:
     """The right edge of a log: all that appending and the root need.
@@ -57,21 +50,21 @@ class Frontier:
         """One that can be changed apart."""
         return Frontier(self.size, list(self.hashes))
 
-    def append(self, leaf: bytes) -> list[Node]:
+    def append(self, leaf: bytes) -> list[NewNode]:
         """Add a leaf's hash; returns the nodes above level 0 that this completes and that are stored."""
-        completed: list[Node] = []
+        completed: list[NewNode] = []
         level, value, position = 0, leaf, self.size
         while position & 1:
             value = node_hash(self.hashes.pop(), value)
             position >>= 1
             level += 1
             if level % STRIDE == 0:
-                completed.append(Node(level, position, value))
+                completed.append(NewNode(level, position, value))
         self.hashes.append(value)
         self.size += 1
         return completed
 
-    def extend(self, leaves: Iterable[bytes]) -> list[Node]:
+    def extend(self, leaves: Iterable[bytes]) -> list[NewNode]:
         """Add many."""
         return [node for leaf in leaves for node in self.append(leaf)]
 

@@ -16,13 +16,13 @@ from vault.audit.checkpoint import VerifierKey
 from vault.audit.copy import Directory
 from vault.audit.leaf import BadLeaf
 from vault.audit.merkle import BadProof, Frontier, Tree, leaf_hash
-from vault.audit.sequencer import frontier_of, head_of
+from vault.audit.sequencer import Addition
 from vault.audit.verify import Watch, unwatched, verify_directory
 from vault.domain.audit import AuditEvent, Outcome
-from vault.domain.errors import PreconditionFailed, StoreUnavailable
+from vault.domain.errors import PreconditionFailed
 from vault.domain.ids import CustomerId, NetworkTransactionId, TenantId, Token
 from vault.ports import Approval, CardRef
-from vault.ports_audit import LogStore, LogWriter, NewLeaf, NewNode
+from vault.ports_audit import LogStore, LogWriter
 from vault.usecases.operating import Operator, OperatorWorld
 from vault.usecases.outcomes import ACTIVATED, REPORTED
 
@@ -167,16 +167,7 @@ class Reconcile:
 
     def _put_back(self, page: Sequence[AuditEvent], report: Reconciled) -> None:
         with self._store.writing() as tx:
-            head = tx.log_head()
-            frontier = frontier_of(head)
-            leaves: list[NewLeaf] = []
-            nodes: list[NewNode] = []
-            for each in page:
-                value = leaf_hash(leaf.encode(each))
-                leaves.append(NewLeaf(frontier.size, each.tenant, each.event_id, value))
-                nodes += [NewNode(node.level, node.index, node.value) for node in frontier.append(value)]
-            if not tx.put_back_in_log(head, head_of(frontier), events=page, leaves=leaves, nodes=nodes):
-                raise StoreUnavailable("audit_log_moved")
+            Addition.after(tx.log_head(), page).put_back(tx, page)
             erased = 0
             for each in page:
                 erased += self._erase_again(tx, each)

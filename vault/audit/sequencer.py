@@ -13,9 +13,10 @@ from datetime import timedelta
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, note, opened, origin_of
 from vault.audit.merkle import BadProof, Frontier, Tree, leaf_hash
+from vault.domain.audit import AuditEvent
 from vault.domain.errors import StoreUnavailable
 from vault.ports import Clock
-from vault.ports_audit import LogHead, LogStore, LogWriter, NewLeaf, NewNode, QueuedEvent, StoredCheckpoint
+from vault.ports_audit import LogHead, LogStore, LogWriter, NewLeaf, NewNode, StoredCheckpoint
 from vault.ports_operator import Signer
 
 BATCH = 500
@@ -62,9 +63,9 @@ class Sequencer:
             head = tx.log_head()
         if not waiting:
             return 0
-        addition = Addition.after(head, waiting)
+        addition = Addition.after(head, [each.event for each in waiting])
         with self._store.writing() as tx:
-            addition.append(tx)
+            addition.append(tx, numbers=[each.number for each in waiting])
         return len(waiting)
 
 
@@ -76,25 +77,27 @@ class Addition:
     after_head: LogHead
     leaves: Sequence[NewLeaf]
     nodes: Sequence[NewNode]
-    numbers: Sequence[int]
 
     @classmethod
-    def after(cls, head: LogHead, waiting: Sequence[QueuedEvent]) -> Addition:
+    def after(cls, head: LogHead, events: Sequence[AuditEvent]) -> Addition:
         """What these events add to a log that ends there. Raises `StoreUnavailable` if its head is damaged."""
         frontier = frontier_of(head)
         leaves: list[NewLeaf] = []
         nodes: list[NewNode] = []
-        for each in waiting:
-            value = leaf_hash(leaf.encode(each.event))
-            leaves.append(NewLeaf(frontier.size, each.event.tenant, each.event.event_id, value))
-            nodes += [NewNode(node.level, node.index, node.value) for node in frontier.append(value)]
-        return cls(head, head_of(frontier), leaves, nodes, [each.number for each in waiting])
+        for each in events:
+            value = leaf_hash(leaf.encode(each))
+            leaves.append(NewLeaf(frontier.size, each.tenant, each.event_id, value))
+            nodes += frontier.append(value)
+        return cls(head, LogHead(frontier.size, frontier.encode()), leaves, nodes)
 
-    def append(self, tx: LogWriter) -> None:
-        """Raises `StoreUnavailable` if the log moved meanwhile; then nothing was added."""
-        if not tx.append_to_log(
-            self.before, self.after_head, leaves=self.leaves, nodes=self.nodes, numbers=self.numbers
-        ):
+    def append(self, tx: LogWriter, *, numbers: Sequence[int]) -> None:
+        """Take these numbers out of the queue. Raises `StoreUnavailable` if the log moved; then nothing was added."""
+        if not tx.append_to_log(self.before, self.after_head, leaves=self.leaves, nodes=self.nodes, numbers=numbers):
+            raise StoreUnavailable(MOVED)
+
+    def put_back(self, tx: LogWriter, events: Sequence[AuditEvent]) -> None:
+        """As `append`, for events that a restored database may lack."""
+        if not tx.put_back_in_log(self.before, self.after_head, events=events, leaves=self.leaves, nodes=self.nodes):
             raise StoreUnavailable(MOVED)
 
 
@@ -105,11 +108,6 @@ def frontier_of(head: LogHead) -> Frontier:
     except BadProof:
         pass
     raise StoreUnavailable(INCONSISTENT)
-
-
-def head_of(frontier: Frontier) -> LogHead:
-    """As it is stored."""
-    return LogHead(frontier.size, frontier.encode())
 
 
 class Checkpointer:

@@ -13,8 +13,8 @@ from itertools import islice
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, opened
 from vault.audit.copy import CopyTrouble, Directory
-from vault.audit.merkle import Frontier, Node, leaf_hash
-from vault.ports_audit import LoggedEvent, LogStore
+from vault.audit.merkle import Frontier, leaf_hash
+from vault.ports_audit import LoggedEvent, LogStore, NewNode
 
 PAGE = 1000
 MOST_FINDINGS = 100
@@ -76,7 +76,7 @@ class _Walk:
         """Places between which the first checkpoint that does not fit lies."""
         self._compare()
 
-    def add(self, value: bytes) -> list[Node]:
+    def add(self, value: bytes) -> list[NewNode]:
         """The next leaf's hash; returns stored nodes that it completes."""
         nodes = self.frontier.append(value)
         if self._waiting and self._waiting[0].size == self.frontier.size:
@@ -170,7 +170,7 @@ def verify_store(
     walk = _Walk(result, believed([*stored, *kept, *copied], keys, result))
     lines = _Compared(copy, held, result)
     for page in _pages(store, head.size):
-        completed: list[Node] = []
+        completed: list[NewNode] = []
         for each in page:
             lines.compare(each)
             completed += _look_at(each, walk, result)
@@ -265,7 +265,7 @@ def _pages(store: LogStore, size: int) -> Iterator[Sequence[LoggedEvent]]:
         start += len(whole)
 
 
-def _look_at(each: LoggedEvent, walk: _Walk, result: Verification) -> list[Node]:
+def _look_at(each: LoggedEvent, walk: _Walk, result: Verification) -> list[NewNode]:
     if each.event is None:
         result.found("removed", each.index, f"event {each.index} ({each.event_id}) is gone, or is no event any more")
     elif leaf_hash(leaf.encode(each.event)) != each.leaf_hash:
@@ -274,8 +274,8 @@ def _look_at(each: LoggedEvent, walk: _Walk, result: Verification) -> list[Node]
     return walk.add(each.leaf_hash)
 
 
-def _compare_nodes(store: LogStore, completed: Sequence[Node], result: Verification) -> None:
-    by_level: dict[int, list[Node]] = {}
+def _compare_nodes(store: LogStore, completed: Sequence[NewNode], result: Verification) -> None:
+    by_level: dict[int, list[NewNode]] = {}
     for node in completed:
         by_level.setdefault(node.level, []).append(node)
     for level, nodes in by_level.items():

@@ -108,12 +108,13 @@ def test_of_two_appends_to_the_same_end_only_one_comes_through(log: Log) -> None
     log.add(3, sequence=False)
     with log.store.reading() as tx:
         head, waiting = tx.log_head(), tx.queued_events(10)
-    addition = Addition.after(head, waiting)
+    addition = Addition.after(head, [each.event for each in waiting])
+    numbers = [each.number for each in waiting]
     with log.store.writing() as tx:
-        addition.append(tx)
+        addition.append(tx, numbers=numbers)
 
     with pytest.raises(StoreUnavailable, match="audit_log_moved"), log.store.writing() as tx:
-        addition.append(tx)
+        addition.append(tx, numbers=numbers)
 
     assert log.verify().size == 3
 
