@@ -33,7 +33,7 @@ generate: .venv/.installed ## vault/v1 from protos/
 
 lock: ## pin every dependency with hashes, without naming where they come from
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml -o requirements/dev.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements/run.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra embedded --extra otel pyproject.toml -o requirements/run.txt
 
 clean:
 	rm -rf .venv .test-artifacts .pytest_cache .mypy_cache .ruff_cache
