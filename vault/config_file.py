@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import ValidationError
 
 from vault.config import (
+    AuditSection,
     INTAKE_SERVICES,
     RELEASE_SERVICES,
     SQLITE_PREFIX,
@@ -108,6 +109,7 @@ class _Parts:
     server: ServerSection | None
     database: DatabaseSection | None
     vault: VaultSection | None
+    audit: AuditSection | None
     identities: tuple[IdentitySection, ...] | None
 
     def for_operator(self) -> _Parts:
@@ -134,6 +136,7 @@ def _readable_parts(raw: Mapping[str, Any], unknown: Sequence[tuple[int | str, .
         server=_readable(ServerSection, known.get("server")),
         database=_readable(DatabaseSection, known.get("database")),
         vault=_readable(VaultSection, known.get("vault")),
+        audit=_readable(AuditSection, known.get("audit", {})),
         identities=None if items and not identities else identities,
     )
 
@@ -192,6 +195,7 @@ def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> li
         *_database_problems(settings),
         *_worker_problems(settings),
         *_vault_problems(settings),
+        *_audit_problems(settings),
         *_identity_problems(settings),
     ]
 
@@ -329,6 +333,18 @@ def _vault_problems(settings: Settings | _Parts) -> list[str]:
     if served & RELEASE_SERVICES and settings.vault.release is None:
         problems.append("vault.release: is needed to serve the processor")
     return problems
+
+
+def _audit_problems(settings: Settings | _Parts) -> list[str]:
+    if settings.profile != "production" or settings.server is None or settings.vault is None:
+        return []
+    if settings.vault.checkpointer is None or settings.audit is None or settings.audit.directory is not None:
+        return []
+    # PCI DSS 10.3.3: logs are backed up where they are hard to change; and a backup must not bring erased cards back.
+    return [
+        "audit.directory: is needed in production beside vault.checkpointer: without a copy of the log elsewhere nobody "
+        "notices that the database was set back, with erased cards and used grants in it"
+    ]
 
 
 def _identity_problems(settings: Settings | _Parts) -> list[str]:

@@ -306,6 +306,30 @@ def test_production_is_what_an_unnamed_profile_is(facts: dict[str, Any], tmp_pat
     ]
 
 
+@pytest.mark.parametrize(
+    ("profile", "has_login", "directory", "is_fit"),
+    [
+        ("production", True, "/mnt/audit", True),
+        ("production", True, None, False),
+        # Another server signs and keeps the copy.
+        ("production", False, None, True),
+        ("development", True, None, True),
+    ],
+)
+def test_who_signs_the_log_in_production_keeps_a_copy_of_it(
+    facts: dict[str, Any], tmp_path: Path, profile: str, directory: str | None, *, has_login: bool, is_fit: bool
+) -> None:
+    if has_login:
+        login = {"role_id_file": "role_id", "secret_id_file": "secret_id"}
+        facts = changed(facts, "vault.checkpointer", login)
+    facts = changed(facts, "audit", {"directory": directory} if directory else {})
+    settings = load(write(facts, tmp_path)).model_copy(update={"profile": profile})
+
+    found = [problem for problem in problems_with(settings, {}) if problem.startswith("audit")]
+
+    assert [problem.partition(":")[0] for problem in found] == ([] if is_fit else ["audit.directory"])
+
+
 def test_a_problem_of_shape_hides_no_other(facts: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "secret_id").chmod(0o640)
     wrong = changed(facts, "server.threads", "many")
