@@ -29,11 +29,11 @@ from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
 from vault.readiness import Readiness
 from vault.rpc.access import SERVICES
-from vault.rpc.coalescer import Coalescer, Read, one_by_one
+from vault.rpc.coalescer import Coalescer, Work, one_by_one
 from vault.rpc.door import Door, Limits
 from vault.rpc.identity import Identities
 from vault.rpc.server import Check, Server, TlsFiles
-from vault.rpc.servicers import AccountServicer, CheckoutServicer, ProcessorServicer, RunRead
+from vault.rpc.servicers import AccountServicer, CheckoutServicer, ProcessorServicer, RunWork
 from vault.store import sqlite
 from vault.store.columns import Engine
 from vault.system import SystemClock, SystemEntropy
@@ -55,8 +55,10 @@ from vault.usecases.tokenize import Tokenize, TokenizeCommand
 _log = structlog.get_logger()
 
 MAX_BATCH = 200
-MAX_READS = 16
-"""Queries that one thread runs one after the other, so how many one may wait for."""
+MAX_WORKS = 16
+"""Pieces of work that one thread does one after the other, so how many one may wait for."""
+MAX_READS = 32
+"""Pages in one statement: each may hold a hundred cards, and all wait for the last."""
 SWEEP_EVERY = timedelta(seconds=15)
 MAINTAIN_EVERY = timedelta(minutes=10)
 LOG_EVERY = timedelta(seconds=1)
@@ -223,6 +225,7 @@ class App:
         use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]],
         *,
         calls_vault: bool,
+        max_batch: int = MAX_BATCH,
         alone: Callable[[C], Hashable] = lambda _: None,
         size: Callable[[C], int] = lambda _: 1,
     ) -> Coalescer[C, R]:
@@ -232,7 +235,7 @@ class App:
             use_case,
             executor=self._vault_threads if calls_vault else self._store_threads,
             lanes=lanes,
-            max_batch=MAX_BATCH,
+            max_batch=max_batch,
             max_waiting=self._settings.server.max_waiting,
             alone=alone,
             size=size,
@@ -269,9 +272,8 @@ class App:
         servicers: dict[str, object] = {
             "account": AccountServicer(
                 clock=world.clock,
-                read=self._bounded_reads(),
-                list_cards=ListCards(world=world),
-                get_card=GetCard(world=world),
+                list_cards=self._coalesced(ListCards(world=world), calls_vault=False, max_batch=MAX_READS),
+                get_card=self._coalesced(GetCard(world=world), calls_vault=False),
                 update_card=self._coalesced(UpdateCard(world=world), calls_vault=False),
                 set_default_card=self._coalesced(SetDefaultCard(world=world), calls_vault=False),
                 erase=self._coalesced(Erase(world=world, prove=partial(prove, self._store)), calls_vault=False),
@@ -282,7 +284,7 @@ class App:
             tokenize = Tokenize(world=world, keys=self._intake, first_state=self._settings.cards.first_state())
             servicers["checkout"] = CheckoutServicer(
                 clock=world.clock,
-                work=self._bounded_reads(),
+                work=self._bounded_work(),
                 tokenize=self._coalesced(tokenize, calls_vault=True, alone=_by_idempotency_key),
                 # In a queue and lanes of its own: an import is not to stand before customers at the checkout.
                 batch_tokenize=self._coalesced(
@@ -305,24 +307,24 @@ class App:
             )
         return servicers
 
-    def _bounded_reads(self) -> RunRead:
-        """Run queries on worker threads, several in one go, and refuse when too many wait."""
-        # Few threads with several queries each: every change of threads costs more than a query.
-        reads: Coalescer[Read, Any] = Coalescer(
+    def _bounded_work(self) -> RunWork:
+        """Run functions on worker threads, several in one go, and refuse when too many wait."""
+        # Few threads with several each: every change of threads costs more than a small piece of work.
+        works: Coalescer[Work, Any] = Coalescer(
             one_by_one,
             executor=self._store_threads,
-            lanes=2 if self._store.kind is Engine.SQLITE else 4,
-            max_batch=MAX_READS,
+            lanes=2,
+            max_batch=MAX_WORKS,
             max_waiting=self._settings.server.max_waiting,
         )
-        self._coalescers.append(reads)
+        self._coalescers.append(works)
         longest = Limits().longest_deadline.total_seconds()
 
-        async def read(query: Callable[[Q], R], argument: Q, /) -> R:
-            found: R = await reads.submit((query, argument), budget=longest)
+        async def run(work: Callable[[Q], R], argument: Q, /) -> R:
+            found: R = await works.submit((work, argument), budget=longest)
             return found
 
-        return read
+        return run
 
     def _checks(self) -> list[Check]:
         everyone = frozenset(SERVICES)

@@ -15,10 +15,10 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import ValidationError
 
 from vault.config import (
-    AuditSection,
     INTAKE_SERVICES,
     RELEASE_SERVICES,
     SQLITE_PREFIX,
+    AuditSection,
     CommonSettings,
     DatabaseSection,
     IdentitySection,
@@ -341,10 +341,8 @@ def _audit_problems(settings: Settings | _Parts) -> list[str]:
     if settings.vault.checkpointer is None or settings.audit is None or settings.audit.directory is not None:
         return []
     # PCI DSS 10.3.3: logs are backed up where they are hard to change; and a backup must not bring erased cards back.
-    return [
-        "audit.directory: is needed in production beside vault.checkpointer: without a copy of the log elsewhere nobody "
-        "notices that the database was set back, with erased cards and used grants in it"
-    ]
+    problem = "audit.directory: is needed in production beside vault.checkpointer: without a copy of the log elsewhere"
+    return [f"{problem} nobody notices that the database was set back, with erased cards and used grants in it"]
 
 
 def _identity_problems(settings: Settings | _Parts) -> list[str]:

@@ -299,13 +299,21 @@ class Erased:
     grants_revoked: int
 
 
+@dataclass(frozen=True, slots=True)
+class CardsOf:
+    """A customer whose cards are wanted: those after a place, so many at most."""
+
+    tenant: TenantId
+    customer: CustomerId
+    after: PageCursor | None
+    limit: int
+
+
 class Reader(Protocol):
     """Queries. Nothing reachable from here can write."""
 
-    def list_cards(
-        self, tenant: TenantId, customer: CustomerId, *, after: PageCursor | None, limit: int
-    ) -> Sequence[StoredCard]:
-        """Oldest first (created_at, then token)."""
+    def list_cards(self, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard]]:
+        """The cards of each, in this order; oldest first (created_at, then token)."""
 
     def cards(self, refs: Sequence[CardRef]) -> Mapping[CardRef, StoredCard]:
         """Those that exist and belong to that customer of that tenant."""

@@ -67,7 +67,7 @@ def test_every_entry_is_shown_in_order_with_all_that_a_dispute_asks_for(installa
     assert given == {
         "consent_id": second.consent.consent_id,
         "token": second.token,
-        "recorded_at": second.consent.agreed_at.ToJsonString(),
+        "recorded_at": f"{second.consent.agreed_at.ToDatetime():%Y-%m-%dT%H:%M:%S.%fZ}",
         "in_force": False,
         "standing": "withdrawn",
         "kind": "given",

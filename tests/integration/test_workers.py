@@ -169,7 +169,8 @@ def test_sigterm_drains_every_worker(site: Installation) -> None:
 
     assert code == 0
     assert not any(is_alive(pid) for pid in workers)
-    assert set(shopping.codes) <= {"OK", "UNAVAILABLE"}
+    # gRPC itself answers CANCELLED to a stream that arrives while the port is being closed: unknown, to be repeated.
+    assert set(shopping.codes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
     assert [facts["code"] for facts in lines_of(server, "worker.ended")] == [0, 0]
 
 

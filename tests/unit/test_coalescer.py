@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vault.domain.errors import CardVaultError, Exhausted, NotAvailable, Unavailable
-from vault.rpc.coalescer import Coalescer, Read, one_by_one
+from vault.rpc.coalescer import PATIENCE, Coalescer, Work, one_by_one
 
 BUDGET = 10.0
 
@@ -46,6 +46,52 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def coalescer(use_case: Recorder, threads: ThreadPoolExecutor, **limits: Any) -> Coalescer[int, int]:
     bounds: dict[str, Any] = {"lanes": 1, "max_batch": 200, "max_waiting": 1000} | limits
     return Coalescer(use_case, executor=threads, **bounds)
+
+
+@pytest.mark.parametrize(
+    ("others", "batches_at_once"),
+    [
+        # A few wait for the batch under way, at first; a whole batch does not.
+        (3, 1),
+        (10, 2),
+    ],
+)
+def test_a_second_lane_opens_at_once_only_for_a_whole_batch(
+    threads: ThreadPoolExecutor, others: int, batches_at_once: int
+) -> None:
+    recorder = Recorder(hold=True)
+
+    async def main() -> None:
+        calls = coalescer(recorder, threads, lanes=2, max_batch=10)
+        waiting = [asyncio.create_task(calls.submit(1, budget=BUDGET))]
+        await asyncio.to_thread(recorder.begun.wait, 10)
+        waiting += [asyncio.create_task(calls.submit(n, budget=BUDGET)) for n in range(others)]
+        await asyncio.sleep(PATIENCE / 3)
+        begun = len(recorder.batches)
+        recorder.may_go_on.set()
+        await asyncio.gather(*waiting)
+
+        assert begun == batches_at_once
+
+    run(main)
+
+
+def test_what_waits_behind_a_slow_batch_gets_a_lane_of_its_own(threads: ThreadPoolExecutor) -> None:
+    recorder = Recorder(hold=True)
+
+    async def main() -> None:
+        calls = coalescer(recorder, threads, lanes=2)
+        slow = asyncio.create_task(calls.submit(1, budget=BUDGET))
+        await asyncio.to_thread(recorder.begun.wait, 10)
+        behind = asyncio.create_task(calls.submit(2, budget=BUDGET))
+        await asyncio.sleep(PATIENCE * 5)
+        begun = len(recorder.batches)
+        recorder.may_go_on.set()
+        await asyncio.gather(slow, behind)
+
+        assert begun == 2
+
+    run(main)
 
 
 def test_what_arrives_while_a_batch_is_under_way_becomes_the_next_batch(threads: ThreadPoolExecutor) -> None:
@@ -176,7 +222,7 @@ def test_a_query_that_fails_fails_alone(threads: ThreadPoolExecutor) -> None:
         return number * 2
 
     async def main() -> None:
-        reads: Coalescer[Read, int] = Coalescer(one_by_one, executor=threads, lanes=1, max_batch=9, max_waiting=9)
+        reads: Coalescer[Work, int] = Coalescer(one_by_one, executor=threads, lanes=1, max_batch=9, max_waiting=9)
         asked = (reads.submit((double, number), budget=BUDGET) for number in (1, 2, 3))
         first, second, third = await asyncio.gather(*asked, return_exceptions=True)
         assert (first, type(second), third) == (2, KeyError, 6)

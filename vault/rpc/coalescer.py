@@ -19,6 +19,8 @@ from vault.domain.errors import CardVaultError, Exhausted, Unavailable
 C = TypeVar("C")
 R = TypeVar("R")
 RETRY_WHEN_FULL = timedelta(milliseconds=200)
+PATIENCE = 0.1
+"""Seconds that a batch may take before what waits behind it gets a lane of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class Coalescer(Generic[C, R]):
     ) -> None:
         """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused.
 
+        A second lane opens only where a whole batch waits or the last one began some time ago: two small batches side
+        by side cost more than one large one, for threads wait for each other.
+
         Both bounds count `size`, 1 unless told otherwise; a command that is larger than `max_batch` goes by itself.
 
         Of commands for which `alone` gives the same thing (not None) each batch takes one: they would settle one after
@@ -60,6 +65,9 @@ class Coalescer(Generic[C, R]):
         self._queue: deque[_Waiting[C, R]] = deque()
         self._waiting = 0
         self._lanes_open: set[asyncio.Task[None]] = set()
+        self._began = 0.0
+        """When the last batch began, on the event loop's clock."""
+        self._look_again: asyncio.TimerHandle | None = None
 
     async def submit(self, command: C, *, budget: float) -> R:
         """The result of one command, or its error. `budget` is the time the caller has left, in seconds."""
@@ -69,15 +77,27 @@ class Coalescer(Generic[C, R]):
         answer: asyncio.Future[R] = loop.create_future()
         self._queue.append(_Waiting(command, answer, loop.time() + budget))
         self._waiting += self._size(command)
-        if len(self._lanes_open) < self._lanes:
-            lane = loop.create_task(self._work())
-            self._lanes_open.add(lane)
+        self._open_lane(loop)
         return await answer
 
     async def drained(self) -> None:
         """Return once no batch is under way."""
         while self._lanes_open:
             await asyncio.gather(*self._lanes_open, return_exceptions=True)
+
+    def _open_lane(self, loop: asyncio.AbstractEventLoop) -> None:
+        lanes = len(self._lanes_open)
+        if not self._queue or lanes >= self._lanes:
+            return
+        if lanes and self._waiting < self._max_batch and loop.time() - self._began < PATIENCE:
+            if self._look_again is None:
+                self._look_again = loop.call_later(PATIENCE, self._look, loop)
+            return
+        self._lanes_open.add(loop.create_task(self._work()))
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._look_again = None
+        self._open_lane(loop)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,8 +112,10 @@ class Coalescer(Generic[C, R]):
 
     async def _run(self, batch: Sequence[_Waiting[C, R]]) -> None:
         commands = [waiting.command for waiting in batch]
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._use_case, commands)
+            results = await loop.run_in_executor(self._executor, self._use_case, commands)
         except Exception as trouble:  # noqa: BLE001 - handed to every caller, whose guard maps it
             for waiting in batch:
                 _settle(waiting.answer, trouble)
@@ -132,18 +154,18 @@ class Coalescer(Generic[C, R]):
         return batch
 
 
-Read = tuple[Callable[[Any], Any], Any]
-"""A query and its argument."""
+Work = tuple[Callable[[Any], Any], Any]
+"""A function and its argument."""
 
 
-def one_by_one(reads: Sequence[Read]) -> Sequence[Any]:
-    """Run queries one after the other, each with a transaction and an outcome of its own."""
-    return [_outcome_of(query, argument) for query, argument in reads]
+def one_by_one(works: Sequence[Work]) -> Sequence[Any]:
+    """Call functions one after the other, each with an outcome of its own."""
+    return [_outcome_of(work, argument) for work, argument in works]
 
 
-def _outcome_of(query: Callable[[Any], Any], argument: Any) -> Any:
+def _outcome_of(work: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        return query(argument)
+        return work(argument)
     except Exception as trouble:  # noqa: BLE001 - handed to its caller, whose guard maps it
         return trouble
 

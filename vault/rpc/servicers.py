@@ -36,11 +36,11 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
-class RunRead(Protocol):
-    """Runs a query on a worker thread."""
+class RunWork(Protocol):
+    """Runs a function on a worker thread."""
 
-    def __call__(self, query: Callable[[Q], R], argument: Q, /) -> Awaitable[R]:
-        """The query's result."""
+    def __call__(self, work: Callable[[Q], R], argument: Q, /) -> Awaitable[R]:
+        """Its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class CheckoutServicer:
     """CheckoutService."""
 
     clock: Clock
-    work: RunRead
+    work: RunWork
     tokenize: Coalescer[TokenizeCommand, Tokenized]
     batch_tokenize: Coalescer[BatchTokenizeCommand, Results]
     issue_grant: Coalescer[IssueGrantCommand, IssuedGrant]
@@ -98,9 +98,8 @@ class AccountServicer:
     """AccountService."""
 
     clock: Clock
-    read: RunRead
-    list_cards: Callable[[ListCardsQuery], CardPage]
-    get_card: Callable[[CardCommand], StoredCard]
+    list_cards: Coalescer[ListCardsQuery, CardPage]
+    get_card: Coalescer[CardCommand, StoredCard]
     update_card: Coalescer[CardCommand, StoredCard]
     set_default_card: Coalescer[CardCommand, StoredCard]
     erase: Coalescer[EraseCommand, ErasureReceipt]
@@ -108,12 +107,12 @@ class AccountServicer:
 
     async def ListCards(self, request: account_pb2.ListCardsRequest, call: Call) -> account_pb2.ListCardsResponse:
         """See the proto."""
-        page = await self.read(self.list_cards, codec.decode_list_cards(request, call))
+        page = await self.list_cards.submit(codec.decode_list_cards(request, call), budget=call.budget)
         return codec.encode_card_page(page, now=self.clock.now())
 
     async def GetCard(self, request: account_pb2.GetCardRequest, call: Call) -> account_pb2.GetCardResponse:
         """See the proto."""
-        card = await self.read(self.get_card, codec.decode_get_card(request, call))
+        card = await self.get_card.submit(codec.decode_get_card(request, call), budget=call.budget)
         return account_pb2.GetCardResponse(card=self._shown(card))
 
     async def UpdateCard(self, request: account_pb2.UpdateCardRequest, call: Call) -> account_pb2.UpdateCardResponse:

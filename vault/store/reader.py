@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select
 
 from vault.domain.card import StoredCard
 from vault.domain.consent import GivenConsent
@@ -14,6 +14,7 @@ from vault.domain.grant import Grant, Redeemable
 from vault.domain.ids import CustomerId, OnceId, TenantId, Token
 from vault.ports import (
     CardRef,
+    CardsOf,
     ConsentCursor,
     Fingerprint,
     GrantKey,
@@ -21,11 +22,10 @@ from vault.ports import (
     IdempotencyRecord,
     KnownCard,
     OnceKey,
-    PageCursor,
     Release,
     ReleaseCursor,
 )
-from vault.store import read_customer
+from vault.store import read_cards, read_customer
 from vault.store import rows as as_domain
 from vault.store.columns import Engine
 from vault.store.given import Given
@@ -68,26 +68,6 @@ def _is_default(tenant: Any, customer: Any) -> Any:
         .scalar_subquery()
     )
     return (cards.c.token == first).label("is_default")
-
-
-@cache
-def _list_cards(*, with_cursor: bool) -> Any:
-    tenant: Any = bindparam("tenant")
-    customer: Any = bindparam("customer")
-    statement = (
-        select(*CARD_COLUMNS, _is_default(tenant, customer))
-        .select_from(cards.join(consents, _CONSENT_OF_CARD))
-        .where(cards.c.tenant_id == tenant, cards.c.customer_id == customer)
-        .order_by(cards.c.created_at, cards.c.token)
-        .limit(bindparam("limit"))
-    )
-    if with_cursor:
-        after = tuple_(
-            bindparam("after_created_at", type_=cards.c.created_at.type),
-            bindparam("after_token", type_=cards.c.token.type),
-        )
-        statement = statement.where(tuple_(cards.c.created_at, cards.c.token) > after)
-    return statement
 
 
 @cache
@@ -177,15 +157,9 @@ class SqlReader:
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def list_cards(
-        self, tenant: TenantId, customer: CustomerId, *, after: PageCursor | None, limit: int
-    ) -> Sequence[StoredCard]:
-        """Oldest first (created_at, then token)."""
-        parameters: dict[str, Any] = {"tenant": tenant, "customer": customer, "limit": limit}
-        if after is not None:
-            parameters |= {"after_created_at": after.created_at, "after_token": after.token}
-        found = self._link.rows(_list_cards(with_cursor=after is not None), parameters)
-        return tuple(as_domain.stored_card(row) for row in found)
+    def list_cards(self, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard]]:
+        """The cards of each, oldest first."""
+        return read_cards.pages(self._link, wanted)
 
     def cards(self, refs: Sequence[CardRef]) -> Mapping[CardRef, StoredCard]:
         """Those that exist and belong to that customer of that tenant."""

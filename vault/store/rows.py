@@ -163,7 +163,8 @@ def secret_values(card: NewCard) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _uses_of(text: str) -> tuple[CardUse, ...]:
+def uses_of(text: str) -> tuple[CardUse, ...]:
+    """What `uses_text` wrote."""
     return tuple(CardUse(int(use)) for use in text.split(","))
 
 
@@ -177,7 +178,7 @@ def consent_entry(row: Any, tenant: TenantId) -> ConsentEntry:
         consent=Consent(
             terms_version=row.terms_version,
             terms_sha256=row.terms_sha256,
-            uses=_uses_of(row.uses),
+            uses=uses_of(row.uses),
             channel=ConsentChannel(row.channel),
             locale=row.locale,
             agreed_until=row.agreed_until,

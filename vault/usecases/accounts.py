@@ -13,7 +13,7 @@ from vault.domain.caller import Caller
 from vault.domain.card import Expiry, StoredCard
 from vault.domain.errors import CardVaultError, NotAvailable, StoreUnavailable
 from vault.domain.ids import CustomerId, EventId, IdempotencyKey, TenantId, Token
-from vault.ports import CardRef, Erased, PageCursor, Writer
+from vault.ports import CardRef, CardsOf, Erased, PageCursor, Writer
 from vault.usecases.batch import Attempt, Journal, RollBack, World, run_rounds
 from vault.usecases.idempotency import Request, Settled, digest, settle
 
@@ -89,13 +89,17 @@ class ListCards:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
-    def __call__(self, query: ListCardsQuery) -> CardPage:
-        """One page. An unknown customer has an empty one."""
+    def __call__(self, queries: Sequence[ListCardsQuery]) -> Sequence[CardPage | CardVaultError]:
+        """One page for each. An unknown customer has an empty one."""
+        wanted = [CardsOf(q.caller.known.tenant, q.customer, q.after, q.limit + 1) for q in queries]
         with self._world.store.reading() as tx:
-            cards = tx.list_cards(query.caller.known.tenant, query.customer, after=query.after, limit=query.limit + 1)
-        page = cards[: query.limit]
-        more = len(cards) > query.limit
-        return CardPage(page, PageCursor(page[-1].created_at, page[-1].token) if more else None)
+            found = tx.list_cards(wanted)
+        return [_page_of(cards, query.limit) for cards, query in zip(found, queries, strict=True)]
+
+
+def _page_of(cards: Sequence[StoredCard], limit: int) -> CardPage:
+    page = cards[:limit]
+    return CardPage(page, PageCursor(page[-1].created_at, page[-1].token) if len(cards) > limit else None)
 
 
 class GetCard:
@@ -104,13 +108,11 @@ class GetCard:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
-    def __call__(self, query: CardCommand) -> StoredCard:
-        """The card. Raises `NotAvailable`."""
+    def __call__(self, queries: Sequence[CardCommand]) -> Sequence[StoredCard | CardVaultError]:
+        """The card of each, or `NotAvailable`."""
         with self._world.store.reading() as tx:
-            card = tx.cards([query.ref]).get(query.ref)
-        if card is None:
-            raise NotAvailable("card_gone")
-        return card
+            found = tx.cards([query.ref for query in queries])
+        return [found.get(query.ref) or NotAvailable("card_gone") for query in queries]
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from vault.domain.card import StoredCard
 from vault.domain.consent import GivenConsent
 from vault.domain.errors import CardVaultError
 from vault.domain.ids import CustomerId
-from vault.ports import ConsentCursor, PageCursor, Reader, Release, ReleaseCursor
+from vault.ports import CardsOf, ConsentCursor, PageCursor, Reader, Release, ReleaseCursor
 from vault.usecases.batch import Attempt, World, run_rounds
 
 EXPORTED = "customer.exported"
@@ -90,7 +90,7 @@ def _page(tx: Reader, query: ExportQuery) -> ExportPage:
     consents: Sequence[GivenConsent] = ()
     releases: Sequence[Release] = ()
     if after is None or isinstance(after, PageCursor):
-        cards = tx.list_cards(tenant, customer, after=after, limit=room)
+        (cards,) = tx.list_cards([CardsOf(tenant, customer, after, room)])
     if not isinstance(after, ReleaseCursor) and len(cards) < room:
         begin = after if isinstance(after, ConsentCursor) else None
         consents = tx.consents_given(tenant, customer, after=begin, limit=room - len(cards))

@@ -29,6 +29,7 @@ from vault.domain.ids import (
 from vault.domain.outcome import PaymentOutcome
 from vault.ports import (
     CardRef,
+    CardsOf,
     Claim,
     Fingerprint,
     GrantKey,
@@ -265,4 +266,4 @@ def claimed(store: Store, *grants: Grant, now: datetime = NOW, record_version: i
 def listed(store: Store, customer: CustomerId = CUSTOMER, tenant: TenantId = TENANT) -> Sequence[Token]:
     """The customer's tokens, in the order of the list."""
     with store.reading() as tx:
-        return [each.token for each in tx.list_cards(tenant, customer, after=None, limit=100)]
+        return [each.token for each in tx.list_cards([CardsOf(tenant, customer, None, 100)])[0]]

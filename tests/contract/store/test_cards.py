@@ -12,7 +12,7 @@ from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT, consent
 from vault.domain.card import CardState, Expiry
 from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import CustomerId, Token
-from vault.ports import CardRef, Fingerprint, KnownCard, PageCursor, SealedCard
+from vault.ports import CardRef, CardsOf, Fingerprint, KnownCard, PageCursor, SealedCard
 from vault.store import SqlStore
 
 SOMEONE_ELSE = CustomerId("customer-2")
@@ -59,7 +59,7 @@ def test_two_hundred_cards_are_stored_at_once(store: SqlStore) -> None:
 
     with store.reading() as tx:
         assert len(tx.cards([ref(each) for each in new])) == 200
-        assert len(tx.list_cards(TENANT, CUSTOMER, after=None, limit=500)) == 200
+        assert len(tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 500)])[0]) == 200
 
 
 def test_an_empty_batch_asks_and_changes_nothing(store: SqlStore) -> None:
@@ -200,11 +200,45 @@ def test_pages_follow_each_other_from_the_oldest_without_gap_or_overlap(store: S
 
     seen, after = [], None
     with store.reading() as tx:
-        while page := tx.list_cards(TENANT, CUSTOMER, after=after, limit=3):
+        while page := tx.list_cards([CardsOf(TENANT, CUSTOMER, after, 3)])[0]:
             seen += [each.token for each in page]
             after = PageCursor(page[-1].created_at, page[-1].token)
 
     assert seen == expected
+
+
+def test_pages_of_many_customers_are_read_at_once_and_never_mixed(store: SqlStore) -> None:
+    ours = [card(stored_at=NOW + timedelta(seconds=i)) for i in range(4)]
+    neighbours = [card(customer=SOMEONE_ELSE, stored_at=NOW + timedelta(seconds=i)) for i in range(3)]
+    theirs = card(tenant=OTHER_TENANT)
+    stored(store, *ours, *neighbours, theirs)
+    with writing(store) as tx:
+        assert tx.set_default(ref(neighbours[2]))
+
+    with store.reading() as tx:
+        pages = tx.list_cards(
+            [
+                CardsOf(TENANT, CUSTOMER, None, 2),
+                CardsOf(TENANT, SOMEONE_ELSE, None, 100),
+                CardsOf(TENANT, CustomerId("nobody"), None, 100),
+                CardsOf(OTHER_TENANT, CUSTOMER, None, 100),
+                CardsOf(TENANT, CUSTOMER, PageCursor(ours[1].stored_at, ours[1].token), 100),
+                CardsOf(TENANT, CUSTOMER, None, 100),
+            ]
+        )
+        alone = tx.cards([ref(each) for each in (*ours, *neighbours, theirs)])
+
+    shown = [[ref(each) for each in cards] for cards in (ours[:2], neighbours, [], [theirs], ours[2:], ours)]
+    assert [[CardRef(each.tenant, each.customer, each.token) for each in page] for page in pages] == shown
+    assert [[each.is_default for each in page] for page in pages] == [
+        [True, False],
+        [False, False, True],
+        [],
+        [True],
+        [False, False],
+        [True, False, False, False],
+    ]
+    assert [each for page in pages for each in page] == [alone[one] for page in shown for one in page]
 
 
 def test_cards_of_others_are_in_no_answer(store: SqlStore) -> None:
@@ -240,7 +274,7 @@ def test_the_expiry_shown_can_be_changed(store: SqlStore) -> None:
 def _default(store: SqlStore, *, page_size: int = 100) -> list[Token]:
     defaults, after = [], None
     with store.reading() as tx:
-        while page := tx.list_cards(TENANT, CUSTOMER, after=after, limit=page_size):
+        while page := tx.list_cards([CardsOf(TENANT, CUSTOMER, after, page_size)])[0]:
             defaults += [each.token for each in page if each.is_default]
             after = PageCursor(page[-1].created_at, page[-1].token)
     return defaults

@@ -30,7 +30,7 @@ from tests.contract.store.make import (
 from tests.support.world import CUSTOMER, NOW, TENANT
 from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import OrderId
-from vault.ports import NewCard
+from vault.ports import CardsOf, NewCard
 from vault.store import SqlStore
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def test_twenty_changes_of_the_default_card_leave_one_default(store: SqlStore) -
     at_once([lambda i=i: choose(cards[i % 4]) for i in range(20)])  # type: ignore[misc]
 
     with store.reading() as tx:
-        assert sum(each.is_default for each in tx.list_cards(TENANT, CUSTOMER, after=None, limit=10)) == 1
+        assert sum(each.is_default for each in tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 10)])[0]) == 1
 
 
 @pytest.mark.parametrize("round_", range(10))
@@ -203,7 +203,7 @@ def test_batches_that_share_cards_in_any_order_never_block_each_other_for_good(s
     assert sum(at_once([lambda i=i: store_all(backwards=bool(i % 2)) for i in range(8)])) == 20  # type: ignore[misc]
 
     with store.reading() as tx:
-        tokens = [each.token for each in tx.list_cards(TENANT, CUSTOMER, after=None, limit=50)]
+        tokens = [each.token for each in tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 50)])[0]]
     grants = [grant_for(token) for token in tokens]
     granted(store, *grants)
 

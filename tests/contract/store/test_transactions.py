@@ -37,7 +37,7 @@ from tests.support.world import CUSTOMER, NOW, ORDER, OTHER_TENANT, TENANT
 from vault.domain.card import CardState, Expiry
 from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import CustomerId, NetworkTransactionId, OrderId
-from vault.ports import Approval, Reader, Store, Writer
+from vault.ports import Approval, CardsOf, Reader, Store, Writer
 from vault.store import Limits, SqlStore
 from vault.store.engine import open_engines
 from vault.store.operators import SqlOperatorReader
@@ -172,9 +172,9 @@ def test_the_database_refuses_to_write_for_a_reader(store: SqlStore) -> None:
 
 def test_a_reader_sees_one_moment(store: SqlStore) -> None:
     with store.reading() as tx:
-        before = tx.list_cards(TENANT, CUSTOMER, after=None, limit=10)
+        before = tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 10)])[0]
         stored(store, card())
-        after = tx.list_cards(TENANT, CUSTOMER, after=None, limit=10)
+        after = tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 10)])[0]
 
     assert (before, after) == ((), ())
     assert len(listed(store)) == 1

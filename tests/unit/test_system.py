@@ -1,0 +1,50 @@
+"""The random source: nothing is drawn twice, also not in another thread or a forked process."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from vault.system import READ_AHEAD, SystemEntropy
+
+
+def test_every_draw_is_new() -> None:
+    entropy = SystemEntropy()
+    sizes = [16, 32, 12, 1000, READ_AHEAD, READ_AHEAD + 1] * 50
+
+    drawn = [entropy.bytes(size) for size in sizes]
+
+    assert [len(each) for each in drawn] == sizes
+    assert len({each[:12] for each in drawn}) == len(drawn)
+
+
+def test_threads_share_nothing() -> None:
+    entropy = SystemEntropy()
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda _: entropy.bytes(16), range(4000)))
+
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking beside other threads
+def test_a_forked_process_draws_its_own() -> None:
+    entropy = SystemEntropy()
+    entropy.bytes(16)  # something was read ahead
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, entropy.bytes(16))
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    assert os.read(reading, 16) != entropy.bytes(16)
+
+
+def test_what_was_drawn_is_not_kept() -> None:
+    entropy = SystemEntropy()
+
+    drawn = entropy.bytes(32)
+
+    assert drawn not in bytes(entropy._ahead.block)

@@ -1,0 +1,184 @@
+"""Pages of cards, of many customers in one statement: what the account page shows.
+
+SQLite hands over one row at a time, and at each of them this thread lets others go before it; so its answer is a single
+row that holds all pages, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from itertools import repeat
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ColumnElement, Integer, and_, bindparam, func, select, true, tuple_
+
+from vault.domain.brand import Brand
+from vault.domain.card import CardState, Expiry, StoredCard
+from vault.domain.consent import Consent, ConsentChannel, ConsentEntry
+from vault.domain.ids import ConsentId, CustomerId, Token
+from vault.ports import CardsOf
+from vault.store.columns import Engine, from_micros
+from vault.store.given import Given
+from vault.store.link import Batch, Link
+from vault.store.rows import uses_of
+from vault.store.tables import cards, consents
+
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST = bindparam("most", type_=Integer())
+
+_COLUMNS: tuple[ColumnElement[Any], ...] = (
+    cards.c.token,
+    cards.c.brand,
+    cards.c.last4,
+    cards.c.expiry_year,
+    cards.c.expiry_month,
+    cards.c.state,
+    cards.c.created_at,
+    consents.c.consent_id,
+    consents.c.customer_id.label("consent_customer_id"),
+    consents.c.token.label("consent_token"),
+    consents.c.recorded_at,
+    consents.c.recorded_by,
+    consents.c.terms_version,
+    consents.c.terms_sha256,
+    consents.c.uses,
+    consents.c.channel,
+    consents.c.locale,
+    consents.c.agreed_until,
+)
+
+
+def _page(given: Given) -> Any:
+    """One customer's cards after a place, oldest first."""
+    return (
+        select(*_COLUMNS)
+        .select_from(
+            cards.join(
+                consents, and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id)
+            )
+        )
+        .where(
+            cards.c.tenant_id == given.c.tenant_id,
+            cards.c.customer_id == given.c.customer_id,
+            tuple_(cards.c.created_at, cards.c.token) > tuple_(given.c.created_at, given.c.token),
+        )
+        .order_by(cards.c.created_at, cards.c.token)
+        .limit(_MOST)
+        .correlate(given.rows)
+    )
+
+
+def _default_token(given: Given) -> Any:
+    """The rule for the default card: the highest rank, then the oldest, then the first by token."""
+    others = cards.alias("others")
+    return (
+        select(others.c.token)
+        .where(others.c.tenant_id == given.c.tenant_id, others.c.customer_id == given.c.customer_id)
+        .order_by(others.c.default_rank.desc(), others.c.created_at, others.c.token)
+        .limit(1)
+        .correlate(given.rows)
+    )
+
+
+@cache
+def _statement(engine: Engine) -> Batch:
+    number = Column("number", BigInteger())
+    given = Given(engine, [number, cards.c.tenant_id, cards.c.customer_id, cards.c.created_at, cards.c.token])
+    if engine is Engine.POSTGRESQL:
+        page, default = _page(given).lateral("page"), _default_token(given).lateral("first")
+        found = given.rows.join(page, true()).join(default, true())
+        return Batch(select(given.c.number, default.c.token.label("default_token"), *page.c).select_from(found), given)
+    page = _page(given).subquery("page")
+    columns = [func.hex(each) if each.key == "terms_sha256" else each for each in page.c]
+    listed = select(func.json_group_array(func.json_array(*columns))).scalar_subquery()
+    # json(): else it might be taken for a text that is to be quoted.
+    every = func.json_array(given.c.number, _default_token(given).scalar_subquery(), func.json(listed))
+    return Batch(select(func.json_group_array(every).label("pages")).select_from(given.rows), given)
+
+
+def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard]]:
+    """The cards of each, oldest first (created_at, then token)."""
+    if not wanted:
+        return ()
+    rows = [
+        (
+            n,
+            each.tenant,
+            each.customer,
+            *((each.after.created_at, each.after.token) if each.after else (_BEGINNING, "")),
+        )
+        for n, each in enumerate(wanted)
+    ]
+    found = link.batch_rows(_statement(link.engine), rows, most=max(each.limit for each in wanted))
+    cards_of: list[list[StoredCard]] = [[] for _ in wanted]
+    if link.engine is Engine.POSTGRESQL:
+        for row in found:
+            cards_of[row.number].append(_card(wanted[row.number], row.default_token, row[2:]))
+    else:
+        for number, default, page in json.loads(found[0].pages):
+            cards_of[number] += map(_card_from_json, repeat(wanted[number]), repeat(default), page)
+    return [tuple(sorted(page, key=_place)[: each.limit]) for each, page in zip(wanted, cards_of, strict=True)]
+
+
+def _begin(of: CardsOf) -> tuple[datetime, str]:
+    return (_BEGINNING, "") if of.after is None else (of.after.created_at, of.after.token)
+
+
+def _place(card: StoredCard) -> tuple[datetime, str]:
+    return card.created_at, card.token
+
+
+def _card_from_json(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
+    values[6] = from_micros(values[6])
+    values[10] = from_micros(values[10])
+    values[13] = bytes.fromhex(values[13])
+    if values[17] is not None:
+        values[17] = from_micros(values[17])
+    return _card(of, default, values)
+
+
+def _card(of: CardsOf, default: str, values: Sequence[Any]) -> StoredCard:
+    """From `_COLUMNS`."""
+    token, brand, last4, year, month, state, created_at, consent_id, agreed_by, agreed_for, agreed_at, by = values[:12]
+    return StoredCard(
+        tenant=of.tenant,
+        customer=of.customer,
+        token=Token(token),
+        brand=Brand(brand),
+        last4=last4,
+        expiry=_expiry(year, month),
+        state=CardState(state),
+        is_default=token == default,
+        created_at=created_at,
+        consent=ConsentEntry(
+            tenant=of.tenant,
+            consent_id=ConsentId(consent_id),
+            customer=CustomerId(agreed_by),
+            token=Token(agreed_for),
+            consent=_consent(*values[12:]),
+            agreed_at=agreed_at,
+            recorded_by=by,
+        ),
+    )
+
+
+@lru_cache(maxsize=512)
+def _expiry(year: int, month: int) -> Expiry:
+    return Expiry(year, month)
+
+
+@lru_cache(maxsize=512)  # most customers agree to the same text
+def _consent(
+    terms_version: str, terms_sha256: bytes, uses: str, channel: int, locale: str, agreed_until: datetime | None
+) -> Consent:
+    return Consent(
+        terms_version=terms_version,
+        terms_sha256=terms_sha256,
+        uses=uses_of(uses),
+        channel=ConsentChannel(channel),
+        locale=locale,
+        agreed_until=agreed_until,
+    )
