@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,11 +16,10 @@ from cryptography.hazmat.primitives import hashes
 
 from tests.integration.client.conftest import Way
 from tests.integration.client.test_calls import ADA, CONSENT
-from tests.integration.client.test_faults import in_background
 from tests.support.installation import eventually
-from tests.support.proxy import proxy_to
+from tests.support.proxy import Proxy, proxy_to
 from tests.support.raw import rows
-from vault.client import Options, TlsFiles, Unavailable
+from vault.client import AsyncCheckout, Checkout, Options, TlsFiles, Unavailable
 from vault.embedded.pki import CertificateFiles, DevelopmentCa, Subject
 from vault.testing import CardVault, Shop, fresh_card
 
@@ -63,7 +64,7 @@ def disk(cardvault: Shop, cardvault_server: CardVault, tmp_path: Path) -> Disk:
 def thumbprints(vault: CardVault, tenant: str) -> list[str]:
     """The certificates with which a shop stored cards, in order."""
     url = f"sqlite:///{vault.directory / 'cardvault.sqlite'}"
-    sql = f"SELECT actor_certificate FROM audit_events WHERE tenant = '{tenant}' AND event = 'card.tokenized'"
+    sql = f"SELECT actor_certificate FROM audit_events WHERE tenant_id = '{tenant}' AND event = 'card.tokenized'"
     return [found for (found,) in rows(url, f"{sql} ORDER BY occurred_at")]
 
 
@@ -85,20 +86,20 @@ def test_a_renewed_certificate_is_used_from_the_next_call_on(
 
 
 def test_a_call_on_the_former_connection_ends_in_peace(
-    way: Way, cardvault: Shop, cardvault_server: CardVault, disk: Disk
+    cardvault: Shop, cardvault_server: CardVault, disk: Disk
 ) -> None:
-    with proxy_to(cardvault.address) as proxy:
-        # Awaited clients have one loop, and so one call at a time here: two clients would share nothing.
-        if way.kind == "awaited":
-            pytest.skip("the same code decides; see the test of channels")
-        checkout = way.client(cardvault, "checkout", address=proxy.address, tls=disk.tls, options=AT_ONCE)
+    with (
+        proxy_to(cardvault.address) as proxy,
+        Checkout(proxy.address, disk.tls, AT_ONCE) as checkout,
+        ThreadPoolExecutor(2) as pool,
+    ):
         checkout.wait_ready()
         proxy.hold()
-        asked = in_background(lambda: checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT))
+        asked = pool.submit(lambda: checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT))
         eventually(lambda: len(thumbprints(cardvault_server, cardvault.tenant)) == 1)
 
         renewed = disk.renew()
-        other = in_background(lambda: checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT))
+        other = pool.submit(lambda: checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT))
         eventually(lambda: proxy.connections == 2)
         assert proxy.open_connections == 2
         proxy.release()
@@ -108,6 +109,32 @@ def test_a_call_on_the_former_connection_ends_in_peace(
         first, second = thumbprints(cardvault_server, cardvault.tenant)
         assert first != second == renewed
         eventually(lambda: proxy.open_connections == 1)
+
+
+def test_an_awaited_call_on_the_former_connection_ends_in_peace(
+    cardvault: Shop, cardvault_server: CardVault, disk: Disk
+) -> None:
+    async def main(proxy: Proxy) -> None:
+        async with AsyncCheckout(proxy.address, disk.tls, AT_ONCE) as checkout:
+            await checkout.wait_ready()
+            proxy.hold()
+            asked = asyncio.ensure_future(checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT))
+            await asyncio.to_thread(eventually, lambda: thumbprints(cardvault_server, cardvault.tenant))
+
+            renewed = disk.renew()
+            other = asyncio.ensure_future(checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT))
+            await asyncio.to_thread(eventually, lambda: proxy.connections == 2)
+            assert proxy.open_connections == 2
+            proxy.release()
+
+            assert (await asked).card
+            assert (await other).card
+            first, second = thumbprints(cardvault_server, cardvault.tenant)
+            assert first != second == renewed
+            await asyncio.to_thread(eventually, lambda: proxy.open_connections == 1)
+
+    with proxy_to(cardvault.address) as proxy:
+        asyncio.run(asyncio.wait_for(main(proxy), 20))
 
 
 def test_files_of_an_authority_that_nobody_trusts_are_used_too_and_get_nowhere(
