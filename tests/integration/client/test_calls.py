@@ -244,6 +244,7 @@ def test_each_error_has_its_class(checkout: Driven, processor: Driven, what: str
         act(checkout, processor)
 
     assert (type(raised.value), raised.value.reason) == (kind, reason)
+    assert raised.value.__context__ is raised.value.__cause__ is None, "it drags no frames of gRPC along"
     assert raised.value.error_id.startswith("req_") is (what != "too large")
 
 
