@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -69,8 +70,9 @@ def test_outages_are_real_and_end(tmp_path: Path) -> None:
         stored = shop.checkout.tokenize(fresh_card(), customer="ada", consent=CONSENT).card
         assert stored is not None
 
-        # Right after its start OpenBao would open the seal by itself.
         with vault.keys_away():
+            # Soon after its start OpenBao would open the seal by itself.
+            time.sleep(6)
             with pytest.raises(Unavailable):
                 shop.checkout.tokenize(fresh_card(), customer="ada", consent=CONSENT, deadline=timedelta(seconds=1))
             assert shop.account.get_card("ada", stored.token) == stored
