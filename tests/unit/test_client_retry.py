@@ -125,11 +125,12 @@ def test_the_budget_stops_repeats_and_fills_again_by_successes() -> None:
     assert isinstance(attempts(budget=budget).pause_after(LOST, 100.0), float)
 
 
-def test_definite_answers_do_not_use_up_the_budget() -> None:
+@pytest.mark.parametrize("failure", [Failure(Code.NOT_FOUND), NO_CONNECTION])
+def test_what_burdens_no_server_does_not_use_up_the_budget(failure: Failure) -> None:
     budget = Budget(20)
 
     for _ in range(100):
-        attempts(budget=budget).pause_after(Failure(Code.NOT_FOUND), 100.0)
+        attempts(budget=budget).pause_after(failure, 100.0)
 
     assert isinstance(attempts(budget=budget).pause_after(LOST, 100.0), float)
 

@@ -88,7 +88,7 @@ class Options:
     retry_tokens: float = 20
     """A bucket of tokens for all calls of a client: a failed attempt takes one, a success brings back a tenth, and
     nothing is repeated while it is less than half full (gRPC's retry throttling). It keeps clients from holding a
-    server down that is trying to get up."""
+    server down that is trying to get up. An attempt that found no connection takes none."""
     server_name: str = ""
     """The name that the server's certificate must bear, if it is not the one in the address."""
     keepalive: timedelta = timedelta(seconds=45)

@@ -79,17 +79,21 @@ class Attempts:
         error = self._error(failure)
         self._failed += 1
         self._may_have_happened |= failure.is_unknown and not failure.never_left
-        is_trouble = failure.is_unknown or failure.retry_after is not None
-        has_budget = self._budget.failed() if is_trouble else False
-        if not has_budget or not self._is_repeatable(failure):
+        if not self._may_be_repeated(failure):
             return error
         pause = self._pause(failure.retry_after)
         return pause if now + pause + SHORTEST_ATTEMPT <= self._until else error
 
-    def _is_repeatable(self, failure: Failure) -> bool:
-        if self._call.effect is Effect.REDEEM and failure.is_unknown:
-            return failure.never_left or failure.retry_after is not None
-        return True
+    def _may_be_repeated(self, failure: Failure) -> bool:
+        if failure.never_left:
+            # It burdens nobody: gRPC itself spaces out connecting. Were it to cost tokens, a client would come out of
+            # an outage with an empty bucket and give up at a server that is back.
+            return True
+        if not (failure.is_unknown or failure.retry_after is not None):
+            return False
+        has_budget = self._budget.failed()
+        may_be_lost = self._call.effect is Effect.REDEEM and failure.is_unknown and failure.retry_after is None
+        return has_budget and not may_be_lost
 
     def _pause(self, told: timedelta | None) -> float:
         most = self._options.first_pause.total_seconds() * 2 ** min(self._failed - 1, 16)
