@@ -16,45 +16,15 @@ In `conftest.py`:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from tests.support.cards import REGISTRY, Registry, artifact_root, fresh_digits, made_up_digits
-from tools.canary_scan import REGISTRY_SUFFIX, Canary, Finding, Kind, read_registry, scan
-
-PLANTED_NAME = "planted-on-purpose.txt"
+from tests.support.cards import REGISTRY, Registry, artifact_root
+from vault.testing.leaks import judge, plant
+from vault.testing.scan import REGISTRY_SUFFIX, read_registry
 
 ALSO_SCANNED: list[Path] = []
 """Directories outside the run's own temporary one; whoever makes such a directory adds it here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Planted:
-    """A number that was leaked on purpose, and where."""
-
-    path: Path
-    canary: Canary
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a scan says: leaks, and whether it found what it had to find."""
-
-    leaks: tuple[Finding, ...]
-    control_found: bool
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether the session may pass."""
-        return self.control_found and not self.leaks
-
-    def problems(self) -> tuple[str, ...]:
-        """Each problem in words, without a digit of any number."""
-        words = [f"leak: {finding}" for finding in self.leaks]
-        if not self.control_found:
-            words.append("the leak scan did not find the number that was planted for it")
-        return tuple(words)
 
 
 def begin(root: Path | None = None) -> Path:
@@ -64,23 +34,6 @@ def begin(root: Path | None = None) -> Path:
     for stale in root.glob(f"*{REGISTRY_SUFFIX}"):
         stale.unlink()
     return root
-
-
-def plant(directory: Path, registry: Registry = REGISTRY) -> Planted:
-    """Leak one number into a file of `directory`."""
-    digits = made_up_digits() if registry is not REGISTRY else fresh_digits()
-    canary = registry.record(Kind.PAN, digits)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / PLANTED_NAME
-    path.write_text(f"order=1 pan={digits} outcome=ok\n", encoding="ascii")
-    return Planted(path, canary)
-
-
-def judge(roots: Sequence[Path], canaries: Sequence[Canary], planted: Planted) -> Verdict:
-    """Scan; what was planted is no leak where it was planted, and anywhere else it is one."""
-    findings = scan(roots, canaries)
-    on_purpose = {f for f in findings if f.canary == planted.canary.id and f.path == planted.path and f.offset >= 0}
-    return Verdict(tuple(f for f in findings if f not in on_purpose), bool(on_purpose))
 
 
 def end(roots: Iterable[Path] = (), *, root: Path | None = None, registry: Registry = REGISTRY) -> tuple[str, ...]:

@@ -8,81 +8,44 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 import string
-import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tools.canary_scan import PUBLISHED_TEST_NUMBERS, REGISTRY_SUFFIX, Canary, Kind, write_registry
-from vault.domain.brand import RANGES, Brand, brand_of
+from vault.domain.brand import Brand
 from vault.domain.card import CardDetails, Expiry, HolderName, SecurityCode
 from vault.domain.pan import Pan
+from vault.testing.numbers import REGISTRY, Registry, check_digit, made_up_digits
+from vault.testing.scan import Kind
+
+__all__ = [
+    "ARTIFACTS_VARIABLE",
+    "PUBLISHED_VISA",
+    "REGISTRY",
+    "Registry",
+    "TypedCard",
+    "artifact_root",
+    "check_digit",
+    "fresh_card",
+    "fresh_digits",
+    "fresh_holder_name",
+    "fresh_pan",
+    "fresh_security_code",
+    "fresh_typed_card",
+    "made_up_digits",
+]
 
 ARTIFACTS_VARIABLE = "CARDVAULT_TEST_ARTIFACTS"
 PUBLISHED_VISA = "4242424242424242"
 """The one number that golden vectors are made of."""
 
 _SYSTEM = random.SystemRandom()
-_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 
 def artifact_root() -> Path:
     """Where test runs leave things, and where the registry goes."""
     return Path(os.environ.get(ARTIFACTS_VARIABLE) or Path(__file__).resolve().parents[2] / ".test-artifacts")
-
-
-class Registry:
-    """Every secret handed out by this process."""
-
-    def __init__(self) -> None:
-        self._canaries: dict[tuple[Kind, str], Canary] = {}
-        self._lock = threading.Lock()
-
-    def record(self, kind: Kind, text: str) -> Canary:
-        """Remember a secret; the same one keeps its id."""
-        with self._lock:
-            fresh = Canary(kind, text, "".join(secrets.choice(string.ascii_lowercase) for _ in range(8)))
-            return self._canaries.setdefault((kind, text), fresh)
-
-    def canaries(self) -> tuple[Canary, ...]:
-        """All so far."""
-        with self._lock:
-            return tuple(self._canaries.values())
-
-    def dump(self, directory: Path | None = None) -> Path:
-        """Write them, masked, to a file of this process under `directory` (by default the artifact root)."""
-        path = (directory or artifact_root()) / f"{os.getpid()}{REGISTRY_SUFFIX}"
-        write_registry(path, self.canaries())
-        return path
-
-
-REGISTRY = Registry()
-
-
-def check_digit(body: str) -> str:
-    """The digit that makes `body` pass the Luhn check."""
-    total = sum(int(d) if i % 2 else _DOUBLED[int(d)] for i, d in enumerate(reversed(body)))
-    return str(-total % 10)
-
-
-def made_up_digits(*, brand: Brand | None = None, length: int | None = None, rng: random.Random | None = None) -> str:
-    """A valid number of a scheme and length, not recorded. Without `brand` or `length`, any that exists."""
-    rng = rng or _SYSTEM
-    if brand is None:
-        brand = rng.choice([b for b in Brand if length is None or length in b.lengths])
-    if length is None:
-        length = rng.choice(sorted(brand.lengths))
-    if length not in brand.lengths:
-        raise ValueError(f"{brand.label} issues no numbers of that length")
-    while True:
-        low, _, high = rng.choice(RANGES[brand]).partition("-")
-        prefix = str(rng.randint(int(low), int(high or low)))
-        body = prefix + "".join(rng.choices(string.digits, k=length - 1 - len(prefix)))
-        digits = body + check_digit(body)
-        if brand_of(digits) is brand and digits not in PUBLISHED_TEST_NUMBERS:
-            return digits
 
 
 def fresh_digits(*, brand: Brand | None = None, length: int | None = None, rng: random.Random | None = None) -> str:

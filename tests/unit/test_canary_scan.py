@@ -19,8 +19,10 @@ import pytest
 from tests.support import canary
 from tests.support.cards import Registry, fresh_security_code, made_up_digits
 from tools import canary_scan
-from tools.canary_scan import Canary, Kind, Scanner
 from vault.domain.brand import Brand
+from vault.testing import leaks, numbers
+from vault.testing import scan as leak_scan
+from vault.testing.scan import Canary, Kind, Scanner
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,7 +150,7 @@ def test_random_bytes_are_clean() -> None:
 
 
 def test_a_number_across_two_blocks_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary_scan, "_BLOCK", 8192)
+    monkeypatch.setattr(leak_scan, "_BLOCK", 8192)
     file = tmp_path / "log"
     file.write_bytes(b"x" * 8185 + NUMBERS[4].encode() + b"x" * 20_000)
 
@@ -246,7 +248,7 @@ def test_a_registry_can_be_read_back_and_holds_nothing_that_the_scan_finds(tmp_p
 
     path = registry.dump(tmp_path)
 
-    assert canary_scan.read_registry(tmp_path) == registry.canaries()
+    assert leak_scan.read_registry(tmp_path) == registry.canaries()
     assert Scanner(registry.canaries()).scan([path]) == ()
 
 
@@ -268,7 +270,7 @@ def test_the_number_planted_on_purpose_is_found_and_is_no_leak(tmp_path: Path) -
     problems = canary.end(root=root, registry=registry)
 
     assert problems == ()
-    assert not (root / canary.PLANTED_NAME).exists()
+    assert not (root / leaks.PLANTED_NAME).exists()
 
 
 def test_a_leak_is_a_problem(tmp_path: Path) -> None:
@@ -287,10 +289,10 @@ def test_a_leak_is_a_problem(tmp_path: Path) -> None:
 
 def test_the_planted_number_anywhere_else_is_a_leak(tmp_path: Path) -> None:
     registry = Registry()
-    planted = canary.plant(tmp_path, registry)
+    planted = leaks.plant(tmp_path, registry)
     (tmp_path / "copy.txt").write_bytes(planted.path.read_bytes())
 
-    verdict = canary.judge([tmp_path], registry.canaries(), planted)
+    verdict = leaks.judge([tmp_path], registry.canaries(), planted)
 
     assert verdict.control_found
     assert [f.path.name for f in verdict.leaks] == ["copy.txt"]
@@ -298,21 +300,21 @@ def test_the_planted_number_anywhere_else_is_a_leak(tmp_path: Path) -> None:
 
 def test_a_scan_that_does_not_find_the_planted_number_fails(tmp_path: Path) -> None:
     registry = Registry()
-    planted = canary.plant(tmp_path, registry)
+    planted = leaks.plant(tmp_path, registry)
     planted.path.write_text("nothing here")
 
-    verdict = canary.judge([tmp_path], registry.canaries(), planted)
+    verdict = leaks.judge([tmp_path], registry.canaries(), planted)
 
     assert not verdict.is_clean
     assert verdict.problems() == ("the leak scan did not find the number that was planted for it",)
 
 
 def test_many_canaries_are_searched_in_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary_scan, "_CANARIES_AT_ONCE", 3)
+    monkeypatch.setattr(leak_scan, "_CANARIES_AT_ONCE", 3)
     (tmp_path / "log").write_text("\n".join(NUMBERS))
     canaries = [Canary(Kind.PAN, digits, f"len{len(digits)}") for digits in NUMBERS]
 
-    found = {f.canary for f in canary_scan.scan([tmp_path], canaries)}
+    found = {f.canary for f in leak_scan.scan([tmp_path], canaries)}
 
     assert found == {c.id for c in canaries}
 
@@ -368,7 +370,7 @@ def test_a_live_number_in_a_source_file_is_found(form: str, tmp_path: Path) -> N
 
 def test_published_numbers_digests_and_binary_files_are_no_live_numbers(tmp_path: Path) -> None:
     number = NUMBERS[4]
-    (tmp_path / "published").write_text(" ".join(sorted(canary_scan.PUBLISHED_TEST_NUMBERS)).replace(" ", "\n"))
+    (tmp_path / "published").write_text(" ".join(sorted(numbers.PUBLISHED_TEST_NUMBERS)).replace(" ", "\n"))
     (tmp_path / "lock").write_text("sha256:" + "ab" * 12 + number + "cd" * 12)
     (tmp_path / "binary").write_bytes(b"\0" + number.encode())
     (tmp_path / "timestamps").write_text("1767225600000000 2026-10-01 12:00:00")
@@ -377,6 +379,6 @@ def test_published_numbers_digests_and_binary_files_are_no_live_numbers(tmp_path
 
 
 def test_published_numbers_are_valid_numbers() -> None:
-    wrong = [n for n in canary_scan.PUBLISHED_TEST_NUMBERS if not canary_scan.luhn_ok(n)]
+    wrong = [n for n in numbers.PUBLISHED_TEST_NUMBERS if not canary_scan.luhn_ok(n)]
 
     assert wrong == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vault.domain.caller import Role
+from vault.embedded.files import StorageKind
 from vault.embedded.openbao import OpenBao
 from vault.embedded.pki import CertificateFiles, DevelopmentCa
 from vault.keyring.files import make_private_dir, write_private
@@ -69,7 +71,19 @@ tenant = "{tenant}"
 uri = "spiffe://{trust_domain}/processor"
 role = "processor"
 processor = "{processor}"
-tenants = ["{tenant}"]
+tenants = {tenants}
+"""
+
+_MORE = """
+[[identities]]
+uri = "{checkout}"
+role = "checkout"
+tenant = "{tenant}"
+
+[[identities]]
+uri = "{account}"
+role = "account"
+tenant = "{tenant}"
 """
 
 
@@ -88,16 +102,30 @@ class Stack:
         self.openbao.stop()
 
 
-def prepare(directory: Path, *, port: int | None = None, log_level: str | None = None) -> Stack:
+def uri_of(tenant: str, role: Role) -> str:
+    """The client of one of `more_tenants`, for whom the caller issues the certificate."""
+    return f"spiffe://{TRUST_DOMAIN}/{tenant}/{role.label}"
+
+
+def prepare(
+    directory: Path,
+    *,
+    port: int | None = None,
+    log_level: str | None = None,
+    storage: StorageKind = "raft",
+    keep_root_token: bool = False,
+    more_tenants: Sequence[str] = (),
+) -> Stack:
     """Start OpenBao and make everything that is not there yet; what is there is kept.
 
-    `port` None: the one of last time, else any free one; 0: the server picks one when it starts.
+    `port` None: the one of last time, else any free one; 0: the server picks one when it starts. `storage` and
+    `keep_root_token` as in `OpenBao`. The processor serves `more_tenants` as well.
     """
     directory = make_private_dir(directory.resolve())
     ca = DevelopmentCa.load_or_create(directory / "pki")
     server = ca.issue_server("server")
     clients = {role: ca.issue_client(f"spiffe://{TRUST_DOMAIN}/{role.label}") for role in Role}
-    openbao = OpenBao(directory / "openbao", ca=ca)
+    openbao = OpenBao(directory / "openbao", ca=ca, storage=storage, keep_root_token=keep_root_token)
     openbao.start()
     try:
         database = directory / "cardvault.sqlite"
@@ -116,8 +144,13 @@ def prepare(directory: Path, *, port: int | None = None, log_level: str | None =
             trust_domain=TRUST_DOMAIN,
             tenant=TENANT,
             processor=PROCESSOR,
+            tenants=json.dumps([TENANT, *more_tenants]),
             log_level=f'log_level = "{log_level}"\n' if log_level else "",
         )
+        for tenant in more_tenants:
+            text += _MORE.format(
+                tenant=tenant, checkout=uri_of(tenant, Role.CHECKOUT), account=uri_of(tenant, Role.ACCOUNT)
+            )
         write_private(config, text)
     except BaseException:
         openbao.stop()

@@ -73,6 +73,10 @@ class Administrator:
 
         return self._guarded(make)
 
+    def seal(self) -> None:
+        """Close it by hand."""
+        self._guarded(lambda: self.client.sys.seal())
+
     def unseal(self, recovery_key: str) -> None:
         """Open it after it was sealed by hand."""
         self._guarded(lambda: self.client.sys.submit_unseal_key(recovery_key))
