@@ -10,11 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from vault.domain.errors import CardVaultError, Exhausted, Unavailable
+from vault.ports_telemetry import FAILED, OK, UNWATCHED, Telemetry
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -27,6 +29,8 @@ class _Waiting(Generic[C, R]):
     answer: asyncio.Future[R]
     deadline: float
     """On the event loop's clock."""
+    origin: object
+    """What telemetry knows it by."""
 
 
 class Coalescer(Generic[C, R]):
@@ -42,13 +46,15 @@ class Coalescer(Generic[C, R]):
         max_waiting: int,
         alone: Callable[[C], Hashable] = lambda _: None,
         size: Callable[[C], int] = lambda _: 1,
+        name: str = "",
+        telemetry: Telemetry = UNWATCHED,
     ) -> None:
         """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused.
 
         Both bounds count `size`, 1 unless told otherwise; a command that is larger than `max_batch` goes by itself.
 
         Of commands for which `alone` gives the same thing (not None) each batch takes one: they would settle one after
-        the other, and their neighbours would wait for all of them.
+        the other, and their neighbours would wait for all of them. `name` is for telemetry.
         """
         self._use_case = use_case
         self._executor = executor
@@ -57,9 +63,16 @@ class Coalescer(Generic[C, R]):
         self._max_waiting = max_waiting
         self._alone = alone
         self._size = size
+        self.name = name
+        self._telemetry = telemetry
         self._queue: deque[_Waiting[C, R]] = deque()
         self._waiting = 0
         self._lanes_open: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for their batch, by `size`."""
+        return self._waiting
 
     async def submit(self, command: C, *, budget: float) -> R:
         """The result of one command, or its error. `budget` is the time the caller has left, in seconds."""
@@ -67,7 +80,7 @@ class Coalescer(Generic[C, R]):
             raise Exhausted("queue_full", retry_after=RETRY_WHEN_FULL)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
-        self._queue.append(_Waiting(command, answer, loop.time() + budget))
+        self._queue.append(_Waiting(command, answer, loop.time() + budget, self._telemetry.origin()))
         self._waiting += self._size(command)
         if len(self._lanes_open) < self._lanes:
             lane = loop.create_task(self._work())
@@ -92,14 +105,21 @@ class Coalescer(Generic[C, R]):
 
     async def _run(self, batch: Sequence[_Waiting[C, R]]) -> None:
         commands = [waiting.command for waiting in batch]
+        watched = self._telemetry.batch(self.name, len(batch), [waiting.origin for waiting in batch])
+        outcome = FAILED
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._use_case, commands)
+            # In this lane's context, so that what the use case does is known to belong to this batch.
+            run = copy_context().run
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, run, self._use_case, commands)
+            outcome = OK
         except Exception as trouble:  # noqa: BLE001 - handed to every caller, whose guard maps it
             for waiting in batch:
                 _settle(waiting.answer, trouble)
         else:
             for waiting, result in zip(batch, results, strict=True):
                 _settle(waiting.answer, result)
+        finally:
+            watched.ended(outcome)
 
     def _take(self, now: float) -> list[_Waiting[C, R]]:
         """The next batch, without those that nobody waits for any more."""
