@@ -19,12 +19,13 @@ from vault.config import Settings
 from vault.metrics.facts import Fact, Facts, Look
 from vault.metrics.looks import look_at_cards, look_at_certificates, look_at_leftovers, look_at_log
 from vault.ports import Clock
-from vault.ports_telemetry import UNWATCHED, Telemetry
+from vault.ports_telemetry import UNWATCHED, Telemetry, Watchers
 from vault.store.sql_store import SqlStore
 
 if TYPE_CHECKING:
     from vault.metrics.listener import Listener
     from vault.metrics.prometheus import Metrics
+    from vault.traces import Traces
 
 _log = structlog.get_logger()
 
@@ -49,7 +50,12 @@ class Eyes:
                 self._listener = Listener(*address, self._metrics.page)
             except OSError as e:
                 raise OSError(e.errno, f"metrics.listen: port {address[1]}: {e.strerror}") from None
-        self.telemetry: Telemetry = self._metrics or UNWATCHED
+        self._traces = _traces(settings)
+        # Traces first: they give origins.
+        watching = [each for each in (self._traces, self._metrics) if each is not None]
+        self.telemetry: Telemetry = (
+            UNWATCHED if not watching else watching[0] if len(watching) == 1 else Watchers(*watching)
+        )
 
     def show(
         self,
@@ -99,7 +105,7 @@ class Eyes:
         self._metrics.add_facts(self._facts.known)
         self._facts.start()
         self._listener.start()
-        _log.info("metrics.listening", address=f"port {self._listener.port}")
+        _log.info("metrics.listening", address=self._listener.address)
 
     def stop(self) -> None:
         """Show no more."""
@@ -107,3 +113,22 @@ class Eyes:
             self._listener.stop()
         if self._facts is not None:
             self._facts.stop()
+        if self._traces is not None:
+            self._traces.stop()
+
+
+def _traces(settings: Settings) -> Traces | None:
+    section = settings.traces
+    if section.otlp_endpoint is None:
+        return None
+    from vault.traces import Traces, to_collector
+
+    return Traces(
+        to_collector(section.otlp_endpoint, ca_file=section.ca_file),
+        resource={
+            "service.name": "cardvault",
+            "service.version": version("cardvault"),
+            "deployment.environment.name": settings.environment,
+        },
+        sample=section.sample,
+    )

@@ -202,7 +202,7 @@ def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> li
         *_worker_problems(settings),
         *_vault_problems(settings),
         *_metrics_problems(settings),
-        *_traces_problems(settings),
+        *_traces_problems(settings, environ),
         *_identity_problems(settings),
     ]
 
@@ -367,7 +367,7 @@ def _metrics_problems(settings: Settings | _Parts) -> list[str]:
     return problems
 
 
-def _traces_problems(settings: Settings | _Parts) -> list[str]:
+def _traces_problems(settings: Settings | _Parts, environ: Mapping[str, str]) -> list[str]:
     if settings.traces is None or settings.traces.otlp_endpoint is None:
         return []
     url, problems = urlsplit(settings.traces.otlp_endpoint), []
@@ -376,6 +376,11 @@ def _traces_problems(settings: Settings | _Parts) -> list[str]:
         return ["traces.otlp_endpoint: must look like https://host:port, of an OTLP/gRPC collector"]
     if url.scheme == "http" and not where.startswith(LOOPBACK):
         problems.append("traces.otlp_endpoint: must begin with https:// unless the collector is on this host")
+    problems += [
+        f"environment variable {name} is set: traces go where the file says and nowhere else; unset it"
+        for name in sorted(environ)
+        if name.startswith("OTEL_") and environ[name]
+    ]
     if importlib.util.find_spec("opentelemetry") is None:
         problems.append("traces.otlp_endpoint: needs the extra `otel`: pip install 'cardvault[otel]'")
     return problems

@@ -28,9 +28,10 @@ class Listener:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True)
 
     @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self._server.server_address[1])
+    def address(self) -> str:
+        """Where it listens, as `host:port`."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
 
     def start(self) -> None:
         """Begin to answer."""
