@@ -21,7 +21,6 @@ def open_vault(
     settings: CommonSettings, login: LoginSection, *, connections: int, telemetry: Telemetry = UNWATCHED
 ) -> VaultSession:
     """One login to Vault."""
-    vault = settings.vault
     if login.token_file is not None:
         way: AppRoleLogin | TokenFileLogin = TokenFileLogin(path=login.token_file)
     else:
@@ -30,10 +29,15 @@ def open_vault(
         way = AppRoleLogin(
             role_id_file=login.role_id_file, secret_id_file=login.secret_id_file, mount=login.approle_mount
         )
-    address = VaultAddress(
+    return VaultSession(address=vault_address(settings), login=way, connections=connections, telemetry=telemetry)
+
+
+def vault_address(settings: CommonSettings) -> VaultAddress:
+    """Where Vault is."""
+    vault = settings.vault
+    return VaultAddress(
         address=vault.address,
         ca_file=vault.ca_file,
         mount=vault.mount,
         timeout=timedelta(seconds=vault.timeout_seconds),
     )
-    return VaultSession(address=address, login=way, connections=connections, telemetry=telemetry)

@@ -84,6 +84,10 @@ class SqlOperatorReader(SqlLogReader):
         """Look at `limit` cards in order, after a card."""
         return retention.due_cards(self._link, at, after, limit)
 
+    def count_customers(self) -> int:
+        """How many customers have a card."""
+        return read_evidence.count_customers(self._link)
+
     def count_open_grants(self) -> int:
         """How many grants are open."""
         return retention.count_open_grants(self._link)
