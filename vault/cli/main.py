@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,10 @@ import typer
 
 from vault.cli.manual import PAGES
 
+_GROUPS = ("db", "tenants", "consent", "vault", "keys", "audit", "restore", "retention")
+# Given as values, typer need not load pydantic to look at what is none, for the help of every command.
+_OFF = {"help": False, "install_completion": False, "show_completion": False}
+
 app = typer.Typer(
     name="cardvault",
     help="A vault for payment cards: tokens, recorded consent, single-use grants.",
@@ -20,9 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # Plain text: quick, the same on a terminal, in a pipe and in the README.
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="`cardvault COMMAND --help` says what a command changes, its exit codes, and how it is typed. Tables keep to "
-    "NO_COLOR and COLUMNS.",
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "default_map": {**_OFF, **dict.fromkeys(_GROUPS, _OFF)},
+    },
+    epilog="`cardvault COMMAND --help` says what a command changes, its exit codes and how it is typed.",
 )
 
 
@@ -56,8 +62,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 State = Annotated[Path, typer.Option("--state", help="Where the state is kept.", metavar="DIR")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
-def cardvault() -> None:
+def cardvault(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """A vault for payment cards: tokens, recorded consent, single-use grants."""
 
 
@@ -777,9 +793,6 @@ _with_pages(app)
 
 def main() -> None:
     """Entry point. What nobody foresaw is told by its place alone: its text could hold a card number."""
-    # Not an option: typer would load pydantic to look at its value, also for the help of every command.
-    if sys.argv[1:] == ["--version"]:
-        sys.argv[1:] = ["version"]
     try:
         app()
     except Exception as error:  # noqa: BLE001 - the interpreter would print all of it
