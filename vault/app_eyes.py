@@ -94,7 +94,7 @@ class Eyes:
         self._looks += [
             look_at_log(store, clock, copied=directory.size if directory is not None else None, every=every),
             look_at_leftovers(store, clock, limits=settings.retention.limits(), every=every),
-            look_at_cards(store),
+            look_at_cards(store, every=every),
         ]
 
     def start(self) -> None:

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fixtures_db import sqlite_url_of
 from tests.support.cards import artifact_root, fresh_typed_card
 from tests.support.installation import SHOP, Installation, ServerProcess, eventually, installed
+from tests.support.raw import execute
 from tests.support.requests import (
     TIMEOUT,
     grant_request,
@@ -242,16 +243,14 @@ def test_a_client_that_says_nothing_does_not_keep_others_from_the_page(
 
 def test_what_cannot_be_looked_at_is_not_shown_as_it_was(tmp_path: Path, openbao: OpenBao, sqlite_url: str) -> None:
     port = free_ports(1)
-    copy = tmp_path / "copy"
     with installed(tmp_path / "site", openbao, sqlite_url) as site:
-        site.serve(metrics__listen=f"127.0.0.1:{port}", metrics__refresh_seconds=1, audit__directory=str(copy))
-        eventually(lambda: value(samples(port), "cardvault_log_copy_behind_events") >= 0)
+        site.serve(metrics__listen=f"127.0.0.1:{port}", metrics__refresh_seconds=1)
+        eventually(lambda: value(samples(port), "cardvault_log_events") >= 0)
 
-        shutil.rmtree(copy)
-        copy.write_text("in the way", encoding="utf-8")
+        execute(sqlite_url, "ALTER TABLE audit_checkpoints RENAME TO gone")
 
         eventually(lambda: value(samples(port), "cardvault_look_succeeded", look="log") == 0)
-        assert value(samples(port), "cardvault_log_copy_behind_events") == -1
+        assert value(samples(port), "cardvault_log_events") == -1
         assert value(samples(port), "cardvault_look_succeeded", look="cards") == 1
 
 
@@ -300,7 +299,7 @@ def test_calls_that_fail_because_of_vault_are_counted_with_the_reason(tmp_path: 
         vault.stop()
 
     assert value(found, "cardvault_refusals_total", rpc="Tokenize", reason="vault_sealed") == 1
-    assert value(found, "cardvault_vault_errors_total", operation="encrypt", reason="vault_sealed") >= 1
+    assert value(found, "cardvault_vault_errors_total", reason="vault_sealed") >= 1
 
 
 def test_pages_asked_for_at_once_are_answered_one_after_the_other(
@@ -346,6 +345,7 @@ def test_every_metric_of_dashboard_and_alerts_is_one_that_a_server_shows(
     work(site, server)
     eventually(lambda: value(samples(port), "cardvault_log_checkpoint_timestamp_seconds") > 0)
     eventually(lambda: value(samples(port), "cardvault_retention_completed_timestamp_seconds") > 0)
+    eventually(lambda: value(samples(port), "cardvault_cards") > 0)
     page = get(port)[1]
     families = list(text_string_to_metric_families(page))
     shown = {s.name for f in families for s in f.samples}

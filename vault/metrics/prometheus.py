@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -55,6 +55,8 @@ class Metrics:
 
     def __init__(self, *, build: Mapping[str, str]) -> None:
         """`build`: labels of `cardvault_build_info`."""
+        # Else every counter is shown twice, once with the time at which it was made.
+        disable_created_metrics()
         self._registry = registry = CollectorRegistry(auto_describe=False)
         self._calls = Counter("cardvault_calls", "Calls that ended.", ["rpc", "code"], registry=registry)
         self._call_seconds = Histogram(
