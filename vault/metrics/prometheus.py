@@ -56,7 +56,7 @@ class Metrics:
     def __init__(self, *, build: Mapping[str, str]) -> None:
         """`build`: labels of `cardvault_build_info`."""
         # Else every counter is shown twice, once with the time at which it was made.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry(auto_describe=False)
         self._calls = Counter("cardvault_calls", "Calls that ended.", ["rpc", "code"], registry=registry)
         self._call_seconds = Histogram(
