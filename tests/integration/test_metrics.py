@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -21,6 +23,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fixtures_db import sqlite_url_of
+from tests.integration.test_workers import pids_of
 from tests.support.cards import artifact_root, fresh_typed_card
 from tests.support.installation import SHOP, Installation, ServerProcess, eventually, installed
 from tests.support.raw import execute
@@ -270,6 +273,18 @@ def test_each_worker_has_a_port_of_its_own_and_one_shows_the_installation(
         assert sum(max(0.0, value(page, "cardvault_calls_total", rpc="Tokenize", code="OK")) for page in pages) == 12
         assert [value(page, "cardvault_log_events") >= 0 for page in pages] == [True, False]
         assert all(value(page, "cardvault_certificate_expires_timestamp_seconds") > 0 for page in pages)
+
+        # One that dies is replaced, on the same port.
+        started = value(pages[1], "process_start_time_seconds")
+        os.kill(pids_of(server)[1], signal.SIGKILL)
+
+        def is_back() -> bool:
+            try:
+                return value(samples(first + 1), "process_start_time_seconds") > started
+            except OSError:
+                return False
+
+        eventually(is_back)
         assert server.stop() == 0
 
 

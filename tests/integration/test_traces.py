@@ -26,12 +26,15 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes spans over OTLP, as any collector does."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self._lock = threading.Lock()
         self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
         self.server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)  # type: ignore[no-untyped-call]
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        place = "127.0.0.1:0"
+        self.port = (
+            self.server.add_secure_port(place, credentials) if credentials else self.server.add_insecure_port(place)
+        )
         self.server.start()
 
     def Export(self, request: Any, context: Any) -> trace_service_pb2.ExportTraceServiceResponse:  # noqa: N802
@@ -123,6 +126,29 @@ def test_a_call_is_traced_through_batch_vault_and_database_and_nothing_of_it_is_
         assert not span.trace_state
         reasons = {a.value.string_value for a in span.attributes if a.key == "cardvault.reason"}
         assert reasons <= REASONS
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_collector_over_tls_must_be_of_the_ca_in_the_file(
+    is_known: bool, tmp_path: Path, openbao: OpenBao, sqlite_url: str
+) -> None:
+    with installed(tmp_path / "site", openbao, sqlite_url) as site:
+        files = site.ca.issue_server("collector")
+        pair = (files.key_file.read_bytes(), files.cert_file.read_bytes())
+        collector = Collector(grpc.ssl_server_credentials([pair]))
+        try:
+            ca_file = site.ca.ca_file if is_known else openbao.address.ca_file
+            server = site.serve(
+                traces__otlp_endpoint=f"https://localhost:{collector.port}", traces__ca_file=str(ca_file)
+            )
+            site.client("checkout").checkout.Tokenize(
+                store_request(fresh_typed_card(), new_customer()), timeout=TIMEOUT
+            )
+
+            assert server.stop() == 0
+            assert any(span.name == "Tokenize" for span in collector.spans()) is is_known
+        finally:
+            collector.server.stop(0).wait()
 
 
 def test_a_collector_that_is_away_costs_no_call_and_no_exit(tmp_path: Path, openbao: OpenBao, sqlite_url: str) -> None:
