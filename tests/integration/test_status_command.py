@@ -131,6 +131,9 @@ def test_a_database_that_is_away_hides_nothing_else(place: Place, tmp_path: Path
     for name in ("database", "cards", "audit_log", "retention"):
         assert parts[name]["level"] == "failed", name
         assert parts[name]["reason"] == "database_unreachable"
+    assert [each for each in facts["next"] if "database" in each] == [
+        "bring the database back, or mend the way to it: until then nothing works"
+    ]
     assert parts["vault"]["level"] == "ok"
     assert parts["server"]["level"] == "ok"
 

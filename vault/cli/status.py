@@ -152,7 +152,12 @@ def _guarded(look: Look, part: Part) -> None:
     except MissingLogin as e:
         part.say(e.message, Level.UNKNOWN)
     except CardVaultError as e:
-        part.say(in_words(e.reason), Level.FAILED)
+        is_database = e.reason.startswith("database_")
+        part.say(
+            in_words(e.reason),
+            Level.FAILED,
+            todo="bring the database back, or mend the way to it: until then nothing works" if is_database else "",
+        )
         part.facts["reason"] = e.reason
     except Exception as e:  # noqa: BLE001 - the other parts are shown all the same
         part.say(f"cannot be looked at: {where(e)}", Level.FAILED)
@@ -412,7 +417,9 @@ def _certificates(part: Part, settings: OperatorSettings, server: Settings | Non
         part.say(
             f"{name} ends {ends:%Y-%m-%d %H:%M} UTC",
             level,
-            todo=f"replace {path}: servers read it again by themselves" if level is not Level.OK else "",
+            todo=f"replace {path}{'' if name == 'vault_ca' else ': servers read it again by themselves'}"
+            if level is not Level.OK
+            else "",
         )
 
 
