@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import structlog
 
+from vault.app_eyes import Eyes
 from vault.audit.copy import CopyTrouble, Directory
 from vault.audit.keeper import SHRANK, LogKeeper
 from vault.audit.proof import prove
 from vault.audit.sequencer import Checkpointer, Pace
-from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, Settings
+from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, LoginSection, Settings
 from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
 from vault.keyring.operator import CheckpointerTransit, OperatorTransit
@@ -81,16 +82,17 @@ class StartRefused(Exception):
 class App:
     """One server process."""
 
-    def __init__(self, settings: Settings, *, shares_port: bool = False, does_chores: bool = True) -> None:
+    def __init__(self, settings: Settings, *, shares_port: bool = False, worker: int = 0) -> None:
         """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`.
 
-        Of workers that share a port one does the chores: the log, the sweeps, retention, the one-time key.
+        Of workers that share a port the first, 0, does the chores: the log, the sweeps, retention, the one-time key.
         """
         self._settings = settings
         self._shares_port = shares_port
-        self._does_chores = does_chores
+        self._does_chores = worker == 0
         self._served = frozenset(settings.server.services)
-        self._store = open_store(settings)
+        self._eyes = Eyes(settings, worker=worker)
+        self._store = open_store(settings, telemetry=self._eyes.telemetry)
         self._world = World(
             environment=settings.environment, store=self._store, clock=SystemClock(), entropy=SystemEntropy()
         )
@@ -102,7 +104,7 @@ class App:
         self._log_thread = ThreadPoolExecutor(1, "log")
         self._retention_thread = ThreadPoolExecutor(1, "retention")
         self._stops = threading.Event()
-        self._sessions: list[VaultSession] = []
+        self._logins: dict[str, VaultSession] = {}
         self._intake = self._open_intake()
         self._release = self._open_release()
         self._readiness = Readiness(world=self._world)
@@ -111,6 +113,7 @@ class App:
         self._chores: list[asyncio.Task[None]] = []
         self._lock: int | None = None
         self._server = self._build_server()
+        self._open_eyes()
 
     @property
     def port(self) -> int:
@@ -146,6 +149,7 @@ class App:
     async def start(self) -> None:
         """Serve."""
         await self._server.start()
+        self._eyes.start()
         if not self._does_chores:
             return
         self._chores.append(asyncio.get_running_loop().create_task(self._keep_log()))
@@ -172,13 +176,14 @@ class App:
     def close(self) -> None:
         """Give everything back."""
         self._stops.set()
+        self._eyes.stop()
         self._retention_thread.shutdown(wait=True, cancel_futures=True)
         for executor in (self._vault_threads, self._store_threads, self._check_threads, self._log_thread):
             executor.shutdown(wait=False, cancel_futures=True)
         for keys in (self._intake, self._release):
             if keys is not None:
                 keys.close()
-        for session in self._sessions:
+        for session in self._logins.values():
             session.close()
         self._store.close()
         if self._lock is not None:
@@ -187,12 +192,28 @@ class App:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
+    def _open_eyes(self) -> None:
+        """What metrics show beside what they are told."""
+        server, queues = self._server, self._coalescers
+        self._eyes.show(
+            in_flight=lambda: self._door.in_flight,
+            waiting=lambda: {queue.name: queue.waiting for queue in queues},
+            passed=lambda: server.passed,
+            tokens=lambda: {name: session.token_ends_in for name, session in self._logins.items()},
+        )
+        if self._does_chores:
+            self._eyes.look_at(self._store, self._world.clock)
+
+    def _open_vault(self, name: str, login: LoginSection, *, connections: int) -> VaultSession:
+        session = open_vault(self._settings, login, connections=connections, telemetry=self._eyes.telemetry)
+        self._logins[name] = session
+        return session
+
     def _open_intake(self) -> IntakeTransit | None:
         login = self._settings.vault.intake
         if not self._served & INTAKE_SERVICES or login is None:
             return None
-        session = open_vault(self._settings, login, connections=self._settings.server.threads)
-        self._sessions.append(session)
+        session = self._open_vault("intake", login, connections=self._settings.server.threads)
         return IntakeTransit(session)
 
     def _open_release(self) -> ReleaseTransit | None:
@@ -200,16 +221,14 @@ class App:
         if not self._served & RELEASE_SERVICES or login is None:
             return None
         threads = self._settings.vault.unwrap_threads
-        session = open_vault(self._settings, login, connections=threads + 2)
-        self._sessions.append(session)
+        session = self._open_vault("release", login, connections=threads + 2)
         return ReleaseTransit(session, threads=threads)
 
     def _build_log_keeper(self) -> LogKeeper:
         section, login = self._settings.audit, self._settings.vault.checkpointer
         checkpointer = None
         if login is not None:
-            session = open_vault(self._settings, login, connections=1)
-            self._sessions.append(session)
+            session = self._open_vault("checkpointer", login, connections=1)
             checkpointer = Checkpointer(
                 store=self._store,
                 signer=CheckpointerTransit(session),
@@ -222,6 +241,7 @@ class App:
 
     def _coalesced(
         self,
+        name: str,
         use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]],
         *,
         calls_vault: bool,
@@ -239,19 +259,22 @@ class App:
             max_waiting=self._settings.server.max_waiting,
             alone=alone,
             size=size,
+            name=name,
+            telemetry=self._eyes.telemetry,
         )
         self._coalescers.append(coalescer)
         return coalescer
 
     def _build_server(self) -> Server:
         settings, world = self._settings, self._world
-        record = self._coalesced(RecordRefusals(world=world), calls_vault=False)
+        record = self._coalesced("Refusals", RecordRefusals(world=world), calls_vault=False)
         budget = settings.server.default_deadline_seconds
-        door = Door(
+        self._door = door = Door(
             identities=Identities(settings.identities_by_uri()),
             limits=Limits(default_deadline=timedelta(seconds=budget)),
             entropy=world.entropy,
             record_refusal=lambda call: record.submit(call, budget=budget),
+            telemetry=self._eyes.telemetry,
         )
         return Server(
             door=door,
@@ -272,42 +295,46 @@ class App:
         servicers: dict[str, object] = {
             "account": AccountServicer(
                 clock=world.clock,
-                list_cards=self._coalesced(ListCards(world=world), calls_vault=False, max_batch=MAX_READS),
-                get_card=self._coalesced(GetCard(world=world), calls_vault=False),
-                update_card=self._coalesced(UpdateCard(world=world), calls_vault=False),
-                set_default_card=self._coalesced(SetDefaultCard(world=world), calls_vault=False),
-                erase=self._coalesced(Erase(world=world, prove=partial(prove, self._store)), calls_vault=False),
-                export=self._coalesced(ExportCustomer(world=world), calls_vault=False),
+                list_cards=self._coalesced("ListCards", ListCards(world=world), calls_vault=False, max_batch=MAX_READS),
+                get_card=self._coalesced("GetCard", GetCard(world=world), calls_vault=False),
+                update_card=self._coalesced("UpdateCard", UpdateCard(world=world), calls_vault=False),
+                set_default_card=self._coalesced("SetDefaultCard", SetDefaultCard(world=world), calls_vault=False),
+                erase=self._coalesced(
+                    "Erase", Erase(world=world, prove=partial(prove, self._store)), calls_vault=False
+                ),
+                export=self._coalesced("ExportCustomer", ExportCustomer(world=world), calls_vault=False),
             )
         }
         if self._intake is not None:
             tokenize = Tokenize(world=world, keys=self._intake, first_state=self._settings.cards.first_state())
             servicers["checkout"] = CheckoutServicer(
                 clock=world.clock,
-                work=self._bounded_work(),
-                tokenize=self._coalesced(tokenize, calls_vault=True, alone=_by_idempotency_key),
+                work=self._bounded_work("Decoding"),
+                tokenize=self._coalesced("Tokenize", tokenize, calls_vault=True, alone=_by_idempotency_key),
                 # In a queue and lanes of its own: an import is not to stand before customers at the checkout.
                 batch_tokenize=self._coalesced(
+                    "BatchTokenize",
                     BatchTokenize(tokenize=tokenize, record=RecordRefusals(world=world)),
                     calls_vault=True,
                     size=_cards_in,
                 ),
                 issue_grant=self._coalesced(
+                    "IssueGrant",
                     IssueGrant(world=world, processors=self._settings.processors()),
                     calls_vault=False,
                     alone=_by_idempotency_key,
                 ),
-                revoke_grant=self._coalesced(RevokeGrant(world=world), calls_vault=False),
+                revoke_grant=self._coalesced("RevokeGrant", RevokeGrant(world=world), calls_vault=False),
             )
         if self._release is not None:
             servicers["processor"] = ProcessorServicer(
                 clock=world.clock,
-                detokenize=self._coalesced(Detokenize(world=world, keys=self._release), calls_vault=True),
-                report_outcome=self._coalesced(ReportOutcome(world=world), calls_vault=False),
+                detokenize=self._coalesced("Detokenize", Detokenize(world=world, keys=self._release), calls_vault=True),
+                report_outcome=self._coalesced("ReportOutcome", ReportOutcome(world=world), calls_vault=False),
             )
         return servicers
 
-    def _bounded_work(self) -> RunWork:
+    def _bounded_work(self, name: str) -> RunWork:
         """Run functions on worker threads, several in one go, and refuse when too many wait."""
         # Few threads with several each: every change of threads costs more than a small piece of work.
         works: Coalescer[Work, Any] = Coalescer(
@@ -316,6 +343,8 @@ class App:
             lanes=2,
             max_batch=MAX_WORKS,
             max_waiting=self._settings.server.max_waiting,
+            name=name,
+            telemetry=self._eyes.telemetry,
         )
         self._coalescers.append(works)
         longest = Limits().longest_deadline.total_seconds()
@@ -413,8 +442,7 @@ class App:
         """The daily care of the one-time key, where the file gives this process the operator's login."""
         login = self._settings.vault.operator
         assert login is not None, "asked before"
-        session = open_vault(self._settings, login, connections=2)
-        self._sessions.append(session)
+        session = self._open_vault("operator", login, connections=2)
         maintain = MaintainOnceKey(world=self._operator_world(), keys=OperatorTransit(session))
         while True:
             operator = self._as_operator("daily")

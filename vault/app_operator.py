@@ -8,10 +8,12 @@ from pathlib import Path
 
 from vault.config import LoginSection, OperatorSettings
 from vault.domain.errors import PreconditionFailed
+from vault.keyring.admin import Administrator, Health
+from vault.keyring.keyflags import inspect_login
 from vault.keyring.operator import CheckpointerTransit, OperatorTransit
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
-from vault.parts import open_store, open_vault
+from vault.parts import open_store, open_vault, vault_address
 from vault.ports_audit import LogStore
 from vault.system import SystemClock, SystemEntropy
 from vault.usecases.operating import OperatorWorld
@@ -74,6 +76,26 @@ class OperatorTools:
     def signer(self) -> CheckpointerTransit | None:
         """Signing."""
         return self._signer
+
+    def vault_health(self) -> Health | None:
+        """Vault's own word on its state; None if it does not answer."""
+        with closing(Administrator(vault_address(self._settings))) as admin:
+            return admin.health()
+
+    def logins(self) -> tuple[str, ...]:
+        """The logins that the file names."""
+        vault = self._settings.vault
+        return tuple(
+            name for name in ("intake", "release", "operator", "checkpointer") if getattr(vault, name) is not None
+        )
+
+    def inspect_login(self, name: str) -> tuple[list[str], float | None]:
+        """Log in: what is wrong with it, and how many seconds the token lives, None: without end.
+
+        Raises `KeyRingUnavailable`.
+        """
+        with closing(open_vault(self._settings, getattr(self._settings.vault, name), connections=1)) as session:
+            return inspect_login(session), session.token_ends_in
 
     @cached_property
     def _operator(self) -> OperatorTransit | None:

@@ -161,6 +161,38 @@ class CardsSection(Section):
         return CardState.ACTIVE if self.activate_on == "tokenize" else CardState.PENDING
 
 
+LOOPBACK = ("127.0.0.1:", "[::1]:", "localhost:")
+
+
+class MetricsSection(Section):
+    """Metrics for Prometheus over plain HTTP, for whoever can reach the address. Off without `listen`."""
+
+    listen: str | None = None
+    """`127.0.0.1:9464`. Each worker listens on a port of its own: the first on this one, the second on the next."""
+    beyond_loopback: bool = False
+    """Allows an address that other hosts can reach, where the network keeps strangers away."""
+    refresh_seconds: float = Field(default=15, ge=1, le=3600)
+    """How often the state of the audit log and what waits for retention is looked at."""
+
+    def address(self, worker: int = 0) -> tuple[str, int] | None:
+        """Host and port of one worker; None: off. The file was checked."""
+        if self.listen is None:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port) + worker if int(port) else 0
+
+
+class TracesSection(Section):
+    """OpenTelemetry traces, with the extra `otel`. Off without `otlp_endpoint`."""
+
+    otlp_endpoint: str | None = None
+    """An OTLP/gRPC collector: `https://collector.internal:4317`, or `http://` on this host."""
+    ca_file: Path | None = None
+    """CA of its certificate; else those of the system."""
+    sample: float = Field(default=1.0, ge=0, le=1)
+    """Share of calls without a `traceparent` of their own that are traced."""
+
+
 class IdentitySection(Section):
     """One client certificate's URI and what it may be."""
 
@@ -229,6 +261,8 @@ class Settings(CommonSettings):
 
     server: ServerSection
     cards: CardsSection = CardsSection()
+    metrics: MetricsSection = MetricsSection()
+    traces: TracesSection = TracesSection()
     identities: tuple[IdentitySection, ...]
 
     def identities_by_uri(self) -> Mapping[str, Identity]:
@@ -249,4 +283,6 @@ class OperatorSettings(CommonSettings):
 
     server: object = None
     cards: object = None
+    metrics: object = None
+    traces: object = None
     identities: object = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,16 +18,19 @@ from pydantic import ValidationError
 
 from vault.config import (
     INTAKE_SERVICES,
+    LOOPBACK,
     RELEASE_SERVICES,
     SQLITE_PREFIX,
     AuditSection,
     CommonSettings,
     DatabaseSection,
     IdentitySection,
+    MetricsSection,
     OperatorSettings,
     Section,
     ServerSection,
     Settings,
+    TracesSection,
     VaultSection,
 )
 
@@ -110,11 +115,13 @@ class _Parts:
     database: DatabaseSection | None
     vault: VaultSection | None
     audit: AuditSection | None
+    metrics: MetricsSection | None
+    traces: TracesSection | None
     identities: tuple[IdentitySection, ...] | None
 
     def for_operator(self) -> _Parts:
         """Without what concerns a server alone."""
-        return replace(self, server=None, identities=None)
+        return replace(self, server=None, metrics=None, traces=None, identities=None)
 
 
 S = TypeVar("S", bound=Section)
@@ -137,6 +144,8 @@ def _readable_parts(raw: Mapping[str, Any], unknown: Sequence[tuple[int | str, .
         database=_readable(DatabaseSection, known.get("database")),
         vault=_readable(VaultSection, known.get("vault")),
         audit=_readable(AuditSection, known.get("audit", {})),
+        metrics=_readable(MetricsSection, known.get("metrics", {})),
+        traces=_readable(TracesSection, known.get("traces", {})),
         identities=None if items and not identities else identities,
     )
 
@@ -196,6 +205,8 @@ def problems_with(settings: Settings | _Parts, environ: Mapping[str, str]) -> li
         *_worker_problems(settings),
         *_vault_problems(settings),
         *_audit_problems(settings),
+        *_metrics_problems(settings),
+        *_traces_problems(settings, environ),
         *_identity_problems(settings),
     ]
 
@@ -216,6 +227,8 @@ def _files_of(settings: Settings | _Parts) -> list[tuple[str, Path, bool]]:
         files.append(("server.certificate", settings.server.certificate, False))
         files.append(("server.private_key", settings.server.private_key, True))
         files.append(("server.client_ca", settings.server.client_ca, False))
+    if settings.traces is not None and settings.traces.ca_file is not None:
+        files.append(("traces.ca_file", settings.traces.ca_file, False))
     if settings.database is not None and settings.database.password_file is not None:
         files.append(("database.password_file", settings.database.password_file, True))
     if settings.vault is None:
@@ -250,7 +263,7 @@ def _file_problems(settings: Settings | _Parts) -> list[str]:
     return problems
 
 
-_CERTIFICATES = frozenset({"server.certificate", "server.client_ca", "vault.ca_file"})
+_CERTIFICATES = frozenset({"server.certificate", "server.client_ca", "vault.ca_file", "traces.ca_file"})
 
 
 def _certificates_in(path: Path) -> Sequence[x509.Certificate]:
@@ -343,6 +356,48 @@ def _audit_problems(settings: Settings | _Parts) -> list[str]:
     # PCI DSS 10.3.3: logs are backed up where they are hard to change; and a backup must not bring erased cards back.
     problem = "audit.directory: is needed in production beside vault.checkpointer: without a copy of the log elsewhere"
     return [f"{problem} nobody notices that the database was set back, with erased cards and used grants in it"]
+
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):[0-9]{1,5}")
+_MAX_PORT = 65535
+
+
+def _metrics_problems(settings: Settings | _Parts) -> list[str]:
+    if settings.metrics is None or settings.metrics.listen is None:
+        return []
+    listen, problems = settings.metrics.listen, []
+    workers = settings.server.workers if settings.server is not None else 1
+    if _ADDRESS.fullmatch(listen) is None or int(listen.rpartition(":")[2]) + workers - 1 > _MAX_PORT:
+        return ["metrics.listen: must be host:port, as in 127.0.0.1:9464, with a port left for each worker"]
+    if not listen.startswith(LOOPBACK) and not settings.metrics.beyond_loopback:
+        problems.append(
+            "metrics.listen: plain HTTP that other hosts can reach; take 127.0.0.1, or set metrics.beyond_loopback "
+            "where the network keeps strangers away"
+        )
+    first = int(listen.rpartition(":")[2])
+    served = settings.server.listen.rpartition(":")[2] if settings.server is not None else ""
+    if served.isdigit() and first and first <= int(served) < first + workers:
+        problems.append("metrics.listen: takes the port that server.listen has")
+    return problems
+
+
+def _traces_problems(settings: Settings | _Parts, environ: Mapping[str, str]) -> list[str]:
+    if settings.traces is None or settings.traces.otlp_endpoint is None:
+        return []
+    url, problems = urlsplit(settings.traces.otlp_endpoint), []
+    where = url.netloc.rpartition("@")[2]
+    if url.scheme not in ("http", "https") or _ADDRESS.fullmatch(where) is None or "@" in url.netloc or url.path:
+        return ["traces.otlp_endpoint: must look like https://host:port, of an OTLP/gRPC collector"]
+    if url.scheme == "http" and not where.startswith(LOOPBACK):
+        problems.append("traces.otlp_endpoint: must begin with https:// unless the collector is on this host")
+    problems += [
+        f"environment variable {name} is set: traces go where the file says and nowhere else; unset it"
+        for name in sorted(environ)
+        if name.startswith("OTEL_") and environ[name]
+    ]
+    if importlib.util.find_spec("opentelemetry") is None:
+        problems.append("traces.otlp_endpoint: needs the extra `otel`: pip install 'cardvault[otel]'")
+    return problems
 
 
 def _identity_problems(settings: Settings | _Parts) -> list[str]:

@@ -7,18 +7,20 @@ from datetime import timedelta
 from vault.config import CommonSettings, LoginSection
 from vault.keyring.login import AppRoleLogin, TokenFileLogin, VaultAddress
 from vault.keyring.session import VaultSession
+from vault.ports_telemetry import UNWATCHED, Telemetry
 from vault.store.engine import Limits
 from vault.store.sql_store import SqlStore
 
 
-def open_store(settings: CommonSettings) -> SqlStore:
+def open_store(settings: CommonSettings, *, telemetry: Telemetry = UNWATCHED) -> SqlStore:
     """The database that the settings name. Raises `DatabaseRefused`."""
-    return SqlStore(settings.database_url(), limits=Limits(pool_size=settings.database.pool_size))
+    return SqlStore(settings.database_url(), limits=Limits(pool_size=settings.database.pool_size), telemetry=telemetry)
 
 
-def open_vault(settings: CommonSettings, login: LoginSection, *, connections: int) -> VaultSession:
+def open_vault(
+    settings: CommonSettings, login: LoginSection, *, connections: int, telemetry: Telemetry = UNWATCHED
+) -> VaultSession:
     """One login to Vault."""
-    vault = settings.vault
     if login.token_file is not None:
         way: AppRoleLogin | TokenFileLogin = TokenFileLogin(path=login.token_file)
     else:
@@ -27,10 +29,15 @@ def open_vault(settings: CommonSettings, login: LoginSection, *, connections: in
         way = AppRoleLogin(
             role_id_file=login.role_id_file, secret_id_file=login.secret_id_file, mount=login.approle_mount
         )
-    address = VaultAddress(
+    return VaultSession(address=vault_address(settings), login=way, connections=connections, telemetry=telemetry)
+
+
+def vault_address(settings: CommonSettings) -> VaultAddress:
+    """Where Vault is."""
+    vault = settings.vault
+    return VaultAddress(
         address=vault.address,
         ca_file=vault.ca_file,
         mount=vault.mount,
         timeout=timedelta(seconds=vault.timeout_seconds),
     )
-    return VaultSession(address=address, login=way, connections=connections)

@@ -82,6 +82,9 @@ class LogState:
     queued: int
     """Committed and not yet in the log."""
     oldest_queued: datetime | None
+    """The earliest time of the first thousand that wait: one may lie far back because somebody wrote it so."""
+    latest_queued: datetime | None
+    """The latest time of the same. In the future: a clock is wrong, or somebody wrote it so."""
     newest_checkpoint: StoredCheckpoint | None
 
 

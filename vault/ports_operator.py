@@ -218,6 +218,15 @@ class OperatorReader(Reader, Protocol):
     def count_secrets(self, selection: Selection) -> int:
         """How many `secrets` would walk over."""
 
+    def count_customers(self) -> int:
+        """How many customers have a card, each shop's counted apart."""
+
+    def count_open_grants(self) -> int:
+        """How many grants are open, expired or not."""
+
+    def oldest_open_once_key(self) -> datetime | None:
+        """When the open one-time key was issued that expires first."""
+
     def settings(self, prefix: str) -> Mapping[str, str]:
         """Facts whose name begins with `prefix`."""
 

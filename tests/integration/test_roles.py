@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.contract.store.test_rotation import _CHANGES as ROTATION_CHANGES
 from tests.fixtures_db import execute_as_admin, postgresql_url_of
 from tests.support.cards import fresh_typed_card
 from tests.support.installation import eventually, installed
+from tests.support.metrics import free_ports, samples, value
 from tests.support.raw import scalar
 from tests.support.requests import (
     TIMEOUT,
@@ -131,6 +133,21 @@ def test_a_server_with_the_application_role_does_the_whole_main_job(url: str, op
         log = installation.servers[0].log.read_text(encoding="utf-8")
         assert "database_" not in log
         assert "failed" not in log
+
+
+def test_metrics_and_status_can_look_at_everything_under_the_roles_that_ask(
+    url: str, openbao: OpenBao, tmp_path: Path
+) -> None:
+    port = free_ports(1)
+    with installed(tmp_path / "installation", openbao, as_role(url, APP)) as installation:
+        installation.serve(metrics__listen=f"127.0.0.1:{port}", metrics__refresh_seconds=1)
+        eventually(lambda: value(samples(port), "cardvault_look_succeeded") == 4)
+
+        for role in (APP, OPERATOR):
+            file = installation.config(database__url=as_role(url, role))
+            parts = json.loads(installation.command("status", "--config", str(file), "--json").stdout)["parts"]
+            for name in ("database", "cards", "audit_log", "retention"):
+                assert parts[name]["level"] != "failed", (role, name, parts[name])
 
 
 def test_every_change_of_a_server_works_under_the_application_role(url: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vault import hardening
+from vault.certificates import first_to_end
 from vault.config import CommonSettings, Settings
 from vault.config_file import ConfigProblems, load, load_for_operator
 from vault.domain.errors import CardVaultError
@@ -73,17 +74,14 @@ def _print(findings: Sequence[Finding]) -> None:
 
 
 def _certificates(settings: Settings) -> list[Finding]:
-    from cryptography import x509
-
     findings = []
     now = datetime.now(UTC)
     for path in (settings.server.certificate, settings.server.client_ca, settings.vault.ca_file):
         try:
-            certificates = x509.load_pem_x509_certificates(path.read_bytes())
+            ends = first_to_end(path)
         except ValueError:
             findings.append(Finding("certificates", "problem", f"{path}: is no PEM certificate"))
             continue
-        ends = min(certificate.not_valid_after_utc for certificate in certificates)
         level = "problem" if ends <= now else "warning" if ends - now < _CERTIFICATE_WARNING else "ok"
         findings.append(Finding("certificates", level, f"{path.name}: valid until {ends:%Y-%m-%d %H:%M} UTC"))
     return findings
@@ -138,29 +136,19 @@ def _retention(store: SqlStore) -> list[Finding]:
     return [Finding("retention", "warning" if late else "ok", f"last run completed {completed:%Y-%m-%d %H:%M} UTC")]
 
 
-LOG_LATE = timedelta(minutes=5)
-"""How old the oldest event without a place, or the newest checkpoint behind, may be before it is a warning."""
-
-
 def _log(store: SqlStore, settings: CommonSettings) -> list[Finding]:
     from vault.audit.copy import CopyTrouble, Directory
+    from vault.cli.status import Level, log_findings
 
     try:
         with store.reading() as tx:
             state = tx.log_state()
     except CardVaultError as e:
         return [Finding("audit log", "problem", e.reason)]
-    now, newest = datetime.now(UTC), state.newest_checkpoint
-    signed = newest.size if newest is not None else 0
-    findings = [Finding("audit log", "ok", f"{state.size} events, {state.queued} waiting, {signed} signed")]
-    if state.oldest_queued is not None and now - state.oldest_queued > LOG_LATE:
-        findings.append(
-            Finding("audit log", "warning", f"events wait for their place since {state.oldest_queued:%H:%M}")
-        )
-    if signed < state.size and (newest is None or now - newest.signed_at > LOG_LATE):
-        findings.append(
-            Finding("audit log", "warning", "nobody signs it: some server needs [vault.checkpointer] (PCI DSS 10.3.4)")
-        )
+    findings = [
+        Finding("audit log", "ok" if level is Level.OK else "warning", f"{text}: {todo}" if todo else text)
+        for text, level, todo in log_findings(state, now=datetime.now(UTC))
+    ]
     if settings.audit.directory is None:
         findings.append(
             Finding("audit log", "warning", "no second place for it: set [audit] directory (PCI DSS 10.3.3)")

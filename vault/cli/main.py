@@ -9,42 +9,43 @@ from typing import Annotated
 
 import typer
 
+from vault.cli.manual import PAGES
+
+_GROUPS = ("db", "tenants", "consent", "vault", "keys", "audit", "restore", "retention")
+# Given as values, typer need not load pydantic to look at what is none, for the help of every command.
+_OFF = {"help": False, "install_completion": False, "show_completion": False}
+
 app = typer.Typer(
     name="cardvault",
     help="A vault for payment cards: tokens, recorded consent, single-use grants.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    # Plain text: quick, the same on a terminal, in a pipe and in the README.
+    rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "default_map": {**_OFF, **dict.fromkeys(_GROUPS, _OFF)},
+    },
+    epilog="`cardvault COMMAND --help` says what a command changes, its exit codes and how it is typed.",
 )
-database = typer.Typer(name="db", help="The database's schema.", no_args_is_help=True)
-vault = typer.Typer(name="vault", help="Set-up of HashiCorp Vault or OpenBao.", no_args_is_help=True)
-keys = typer.Typer(
-    name="keys",
-    help="Rotation of keys, safe beside running servers. Exit 0: done; 1: failed, or not for every card; 2: usage; "
-    "5: a condition does not hold, nothing was done.",
-    no_args_is_help=True,
-)
-audit = typer.Typer(
-    name="audit",
-    help="The audit log: verify, prove, read, keep. Exit 0: well; 1: something was found or failed; 2: usage.",
-    no_args_is_help=True,
-)
-restore = typer.Typer(name="restore", help="After the database was restored from a backup.", no_args_is_help=True)
-tenants = typer.Typer(name="tenants", help="Shops that leave.", no_args_is_help=True)
-retention = typer.Typer(
-    name="retention",
-    help="Nothing is kept longer than it may be. Servers remove what is due by themselves; these show and prove it.",
-    no_args_is_help=True,
-)
-consent = typer.Typer(name="consent", help="The ledger of customers' consents.", no_args_is_help=True)
-app.add_typer(database)
-app.add_typer(tenants)
-app.add_typer(consent)
-app.add_typer(vault)
-app.add_typer(keys)
-app.add_typer(audit)
-app.add_typer(restore)
-app.add_typer(retention)
+
+
+def _group(name: str, text: str) -> typer.Typer:
+    group = typer.Typer(name=name, help=text, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group)
+    return group
+
+
+database = _group("db", "The database's schema.")
+tenants = _group("tenants", "Shops that leave.")
+consent = _group("consent", "The ledger of customers' consents.")
+vault = _group("vault", "Set-up of HashiCorp Vault or OpenBao.")
+keys = _group("keys", "Rotation of keys, safe beside running servers.")
+audit = _group("audit", "The audit log: verify, prove, read, keep.")
+restore = _group("restore", "After the database was restored from a backup.")
+retention = _group("retention", "Nothing is kept longer than it may be: show it, prove it.")
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the audit log.", metavar="TEXT")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
@@ -89,7 +90,7 @@ def serve(
         bool, typer.Option("--check-config", help="List every problem of the file and stop: exit 0 if none, else 2.")
     ] = False,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and exit 0. Exit 2: refused to start; 1: workers kept dying."""
+    """Serve until SIGTERM or SIGINT, then drain and exit 0."""
     from vault.cli import serve as command
 
     raise typer.Exit(command.check(config, workers) if check_config else command.run(config, workers))
@@ -108,7 +109,7 @@ def dev(state: State = Path(".cardvault")) -> None:
 
 @app.command()
 def demo() -> None:
-    """Walk the main job on a scratch stack, step by step. Exit 0 only if every step did what it should."""
+    """Walk the main job on a scratch stack, step by step."""
     from vault.cli import demo as command
 
     raise typer.Exit(command.run())
@@ -116,11 +117,20 @@ def demo() -> None:
 
 @app.command()
 def doctor(config: Config, as_json: Json = False) -> None:
-    """Look at a deployment: file, certificates, database, Vault, process.
-
-    Exit 0: well; 1: warnings; 2: unfit to serve.
-    """
+    """Look at a deployment: file, certificates, database, Vault, process."""
     from vault.cli import doctor as command
+
+    raise typer.Exit(command.run(config, as_json=as_json))
+
+
+@app.command("status")
+def overview(config: Config, as_json: Json = False) -> None:
+    """The whole installation on one screen, and what to do next.
+
+    Server, Vault and its logins, keys, cards, audit log, retention, certificates: each is looked at by itself, so
+    it also works while Vault or the database is down.
+    """
+    from vault.cli import status as command
 
     raise typer.Exit(command.run(config, as_json=as_json))
 
@@ -138,7 +148,7 @@ def upgrade(
 
 @database.command()
 def status(config: Config, as_json: Json = False) -> None:
-    """Say which schema the database has. Exit 0: this release's; 1: another."""
+    """Say which schema the database has."""
     from vault.cli import database as command
 
     raise typer.Exit(command.status(config, as_json=as_json))
@@ -165,10 +175,7 @@ def vault_setup(
 
 @keys.command("status")
 def keys_status(config: Config, as_json: Json = False) -> None:
-    """Every key with versions, age, what still needs which version, unfinished work, and a canary wrap and unwrap.
-
-    Exit 0: well; 3: something is due within 14 days or waits; 4: overdue; 1: something does not work.
-    """
+    """Every key with versions, age, what still needs which version, unfinished work, and a canary wrap and unwrap."""
     from vault.cli import key_status as command
 
     raise typer.Exit(command.status(config, as_json=as_json))
@@ -327,7 +334,7 @@ def keys_verify(
     give_up_after: GiveUp = 600,
     as_json: Json = False,
 ) -> None:
-    """Open every card, printing none; check binding, fingerprint and display digits. Exit 1 if one fails."""
+    """Open every card, printing none; check binding, fingerprint and display digits."""
     from vault.cli import keys as command
 
     raise typer.Exit(
@@ -367,10 +374,7 @@ def keys_recover(config: Config, reason: Reason, dry_run: DryRun = False, as_jso
 def keys_certificate(
     config: Config, out: Annotated[Path, typer.Option("--out", help="Where to write it.", metavar="FILE")]
 ) -> None:
-    """Write a signed report on the newest rotation: counts before and after, digests, failures, who, when, why.
-
-    Exit 3, with a warning, while cards are still under older versions: the rewrap is unfinished; the report says so.
-    """
+    """Write a signed report on the newest rotation: counts before and after, digests, failures, who, when, why."""
     from vault.cli import certificate as command
 
     raise typer.Exit(command.certificate(config, out=out))
@@ -381,7 +385,7 @@ def keys_check_certificate(
     file: Annotated[Path, typer.Argument(help="The certificate.", metavar="FILE")],
     public_key: Annotated[str | None, typer.Option("--public-key", help="Base64, as Vault shows it.")] = None,
 ) -> None:
-    """Check a certificate offline. Exit 0: the signature matches; 1: it does not."""
+    """Check a certificate offline."""
     from vault.cli import certificate as command
 
     raise typer.Exit(command.check_certificate(file, public_key=public_key))
@@ -436,7 +440,7 @@ def audit_verify(
     reason: ReadReason = "verification",
     as_json: Json = False,
 ) -> None:
-    """Find any edit, insertion, removal, reordering or truncation. Exit 0: the log is intact; 1: it is not.
+    """Find any edit, insertion, removal, reordering or truncation.
 
     Every event is hashed anew and held against every signed checkpoint. Give a checkpoint that you kept yourself:
     then nobody can have cut the log off or exchanged the whole of it since.
@@ -483,7 +487,7 @@ def audit_check_proof(
     file: Annotated[Path, typer.Argument(help="What `prove` or `consistency` wrote.")],
     key: Annotated[Path, typer.Option("--key", help="Public keys, one a line.", metavar="FILE")],
 ) -> None:
-    """Check a proof offline. Exit 0: it proves; 1: it does not."""
+    """Check a proof offline."""
     from vault.cli import audit as command
 
     raise typer.Exit(command.check_proof(file, key_file=key))
@@ -510,7 +514,7 @@ def audit_report(
     reason: ReadReason = "daily review",
     as_json: Json = False,
 ) -> None:
-    """Refused redemptions, failed openings, peaks, identities never seen before. Exit 0: nothing; 1: look."""
+    """Refused redemptions, failed openings, peaks, identities never seen before."""
     from vault.cli import audit as command
 
     raise typer.Exit(command.report(config, since=since, reason=reason, as_json=as_json))
@@ -569,7 +573,7 @@ def restore_reconcile(
     """Put back what the log's copy knows and a restored database forgot. Stop all servers first; safe to run twice.
 
     Erasures are carried out again, every open grant is revoked and every one-time token destroyed: some were used since
-    the backup. The log goes on where it was, so every checkpoint ever signed still fits. Exit 5: the copy is not fit.
+    the backup. The log goes on where it was, so every checkpoint ever signed still fits.
     """
     from vault.cli import restore as command
 
@@ -625,10 +629,7 @@ def retention_run(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what is due. Run it again to resume. Needs no login to Vault.
-
-    Exit 0: done; 1: failed, or not for every card; 5: another run is at it.
-    """
+    """Remove what is due. Run it again to resume. Needs no login to Vault."""
     from vault.cli import retention as command
 
     raise typer.Exit(
@@ -638,10 +639,7 @@ def retention_run(
 
 @retention.command("verify")
 def retention_verify(config: Config, as_json: Json = False) -> None:
-    """Count what is overdue by more than a day, and record the result in the audit log.
-
-    Exit 0: nothing is; 1: something is.
-    """
+    """Count what is overdue by more than a day, and record the result in the audit log."""
     from vault.cli import retention as command
 
     raise typer.Exit(command.verify(config, as_json=as_json))
@@ -665,7 +663,7 @@ def consent_show(
 ) -> None:
     """Show every consent and withdrawal of a customer, in order: the evidence for a dispute.
 
-    Looking stands in the audit log. Needs no login to Vault. Exit 0: shown; 1: the ledger has nothing of this customer.
+    Looking stands in the audit log. Needs no login to Vault.
     """
     from vault.cli import consent as command
 
@@ -717,8 +715,6 @@ def import_cards(
     Safe to run again with the same file and --name: for 24 hours the same answers, and at any time the same card of
     the same customer keeps its token. Correct refused lines in a new file with another --name. Afterwards the file
     still holds the card numbers: destroy it (shred -u).
-
-    Exit 0: all stored; 1: some refused, or stopped; 2: usage.
     """
     from vault.cli import import_cards as command
 
@@ -753,7 +749,7 @@ def evidence(
     """One signed report for the periodic audit: who can release, keys and ages, what must be zero, the log, settings.
 
     Each line names the PCI DSS requirement it supports and the command that shows it. Give a server's file, so that it
-    knows who may release. Needs the operator's and the checkpointer's login. Exit 1: something does not hold.
+    knows who may release. Needs the operator's and the checkpointer's login.
     """
     from vault.cli import evidence as command
 
@@ -767,7 +763,7 @@ def check_evidence(
         str | None, typer.Option("--public-key", help="The key of the log, base64; else the one inside the file.")
     ] = None,
 ) -> None:
-    """Check such a report offline. Exit 0: it is signed; 1: it was altered; 2: it is none."""
+    """Check such a report offline."""
     from vault.cli import evidence as command
 
     raise typer.Exit(command.check(file, public_key=public_key))
@@ -781,6 +777,26 @@ def version() -> None:
     typer.echo(installed("cardvault"))
 
 
+def _with_pages(group: typer.Typer, above: tuple[str, ...] = ()) -> None:
+    """Give every command its page of the manual."""
+    for command in group.registered_commands:
+        assert command.callback is not None, "commands are functions"
+        page = PAGES[" ".join((*above, command.name or command.callback.__name__))]
+        command.short_help, command.epilog = page.short, page.epilog()
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None, "groups are made here"
+        _with_pages(inner.typer_instance, (*above, str(inner.typer_instance.info.name)))
+
+
+_with_pages(app)
+
+
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point. What nobody foresaw is told by its place alone: its text could hold a card number."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - the interpreter would print all of it
+        from vault.telemetry import where
+
+        typer.echo(f"cardvault: unexpected: {where(error)}", err=True)
+        raise SystemExit(1) from None

@@ -73,7 +73,7 @@ def serve_many(settings: Settings, *, announce: Callable[[int], None]) -> int:
     own = settings.model_copy(update={"server": server.model_copy(update={"listen": shared.address})})
 
     def work(number: int, started: Callable[[], None]) -> int:
-        return serve(own, announce=lambda _: started(), shares_port=True, does_chores=number == 0)
+        return serve(own, announce=lambda _: started(), shares_port=True, worker=number)
 
     grace = timedelta(seconds=server.drain_seconds) + ENDING
     try:
@@ -82,9 +82,7 @@ def serve_many(settings: Settings, *, announce: Callable[[int], None]) -> int:
         shared.close()
 
 
-def serve(
-    settings: Settings, *, announce: Callable[[int], None], shares_port: bool = False, does_chores: bool = True
-) -> int:
+def serve(settings: Settings, *, announce: Callable[[int], None], shares_port: bool = False, worker: int = 0) -> int:
     """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered."""
     from vault.app import App, StartRefused
     from vault.rpc.access import PolicyGap
@@ -98,7 +96,7 @@ def serve(
     async def main() -> int:
         # gRPC binds its server to the running loop, so everything is built inside it.
         try:
-            app = App(settings, shares_port=shares_port, does_chores=does_chores)
+            app = App(settings, shares_port=shares_port, worker=worker)
         except PolicyGap as e:
             return _refuse(e.gaps)
         except DatabaseRefused as e:

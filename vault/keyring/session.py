@@ -21,6 +21,7 @@ from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.keyring.http import http_session, vault_client
 from vault.keyring.login import Lease, Login, VaultAddress
 from vault.keyring.trouble import FOREIGN, Trouble, translate
+from vault.ports_telemetry import FAILED, OK, REFUSED, UNWATCHED, Telemetry
 
 T = TypeVar("T")
 
@@ -58,11 +59,13 @@ class VaultSession:
         login: Login,
         connections: int = 16,
         clock: Callable[[], float] = time.monotonic,
+        telemetry: Telemetry = UNWATCHED,
     ) -> None:
         self.mount = address.mount
         self._address = address
         self._login = login
         self._clock = clock
+        self._telemetry = telemetry
         self._http = http_session(address, connections=connections)
         self._lock = threading.Lock()
         self._held: _Held | None = None
@@ -71,12 +74,34 @@ class VaultSession:
         self._closed = False
         self._keeper: threading.Thread | None = None
 
-    def call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool = False) -> T:
-        """Run one Vault call.
+    @property
+    def token_ends_in(self) -> float | None:
+        """Seconds until the token ends unless it is renewed; None if there is none, or none that ends."""
+        held = self._held
+        return None if held is None or held.ends_at == float("inf") else held.ends_at - self._clock()
+
+    def call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool = False, operation: str = "auth") -> T:
+        """Run one Vault call; `operation` is what telemetry calls it.
 
         `repeatable` calls are sent once more if the connection broke, as it does when Vault restarts.
         Raises `KeyRingUnavailable`, or `KeyRefused` for a ciphertext that is refused.
         """
+        watched = self._telemetry.trip(operation)
+        outcome, reason = FAILED, ""
+        try:
+            found = self._call(fn, repeatable=repeatable)
+            outcome = OK
+        except KeyRingUnavailable as e:
+            reason = e.reason
+            raise
+        except KeyRefused:
+            outcome, reason = REFUSED, "key_refused"
+            raise
+        finally:
+            watched.ended(outcome, reason)
+        return found
+
+    def _call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool) -> T:
         held = self._current()
         try:
             return self._attempt(held, fn, repeatable=repeatable)
@@ -88,13 +113,19 @@ class VaultSession:
 
     def read(self, path: str) -> dict[str, Any]:
         """`data` of what is at `path` under the transit mount."""
-        return _data_of(self.call(lambda client: client.read(f"{self.mount}/{path}"), repeatable=True))
+        found = self.call(
+            lambda client: client.read(f"{self.mount}/{path}"), repeatable=True, operation=path.partition("/")[0]
+        )
+        return _data_of(found)
 
     def write(self, path: str, body: dict[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """`data` of the answer to writing `body` to `path` under the transit mount."""
-        return _data_of(
-            self.call(lambda client: client.write_data(f"{self.mount}/{path}", data=body), repeatable=repeatable)
+        found = self.call(
+            lambda client: client.write_data(f"{self.mount}/{path}", data=body),
+            repeatable=repeatable,
+            operation=path.partition("/")[0],
         )
+        return _data_of(found)
 
     def close(self) -> None:
         """Stop renewing and give the token back. Later calls raise `KeyRingUnavailable`."""

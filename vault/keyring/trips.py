@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
@@ -41,7 +42,8 @@ class Trips:
             return
         mine, *others = self._waiting
         self._waiting = []
-        started = [self._pool.submit(other) for other in others]
+        # In the caller's context, so that traces know what the call belongs to.
+        started = [self._pool.submit(copy_context().run, other) for other in others]
         mine()
         for other in started:
             other.result()

@@ -10,11 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from vault.domain.errors import CardVaultError, Exhausted, Unavailable
+from vault.ports_telemetry import FAILED, OK, UNWATCHED, Telemetry
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -29,6 +31,8 @@ class _Waiting(Generic[C, R]):
     answer: asyncio.Future[R]
     deadline: float
     """On the event loop's clock."""
+    origin: object
+    """What telemetry knows it by."""
 
 
 class Coalescer(Generic[C, R]):
@@ -44,6 +48,8 @@ class Coalescer(Generic[C, R]):
         max_waiting: int,
         alone: Callable[[C], Hashable] = lambda _: None,
         size: Callable[[C], int] = lambda _: 1,
+        name: str = "",
+        telemetry: Telemetry = UNWATCHED,
     ) -> None:
         """`lanes` batches may be under way at once; `max_waiting` bounds the queue, above it calls are refused.
 
@@ -53,7 +59,7 @@ class Coalescer(Generic[C, R]):
         Both bounds count `size`, 1 unless told otherwise; a command that is larger than `max_batch` goes by itself.
 
         Of commands for which `alone` gives the same thing (not None) each batch takes one: they would settle one after
-        the other, and their neighbours would wait for all of them.
+        the other, and their neighbours would wait for all of them. `name` is for telemetry.
         """
         self._use_case = use_case
         self._executor = executor
@@ -62,6 +68,8 @@ class Coalescer(Generic[C, R]):
         self._max_waiting = max_waiting
         self._alone = alone
         self._size = size
+        self.name = name
+        self._telemetry = telemetry
         self._queue: deque[_Waiting[C, R]] = deque()
         self._waiting = 0
         self._lanes_open: set[asyncio.Task[None]] = set()
@@ -69,13 +77,18 @@ class Coalescer(Generic[C, R]):
         """When the last batch began, on the event loop's clock."""
         self._look_again: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their batch, by `size`."""
+        return self._waiting
+
     async def submit(self, command: C, *, budget: float) -> R:
         """The result of one command, or its error. `budget` is the time the caller has left, in seconds."""
         if self._waiting >= self._max_waiting:
             raise Exhausted("queue_full", retry_after=RETRY_WHEN_FULL)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
-        self._queue.append(_Waiting(command, answer, loop.time() + budget))
+        self._queue.append(_Waiting(command, answer, loop.time() + budget, self._telemetry.origin()))
         self._waiting += self._size(command)
         self._open_lane(loop)
         return await answer
@@ -112,16 +125,23 @@ class Coalescer(Generic[C, R]):
 
     async def _run(self, batch: Sequence[_Waiting[C, R]]) -> None:
         commands = [waiting.command for waiting in batch]
+        watched = self._telemetry.batch(self.name, len(batch), [waiting.origin for waiting in batch])
+        outcome = FAILED
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         try:
-            results = await loop.run_in_executor(self._executor, self._use_case, commands)
+            # In this lane's context, so that what the use case does is known to belong to this batch.
+            run = copy_context().run
+            results = await loop.run_in_executor(self._executor, run, self._use_case, commands)
+            outcome = OK
         except Exception as trouble:  # noqa: BLE001 - handed to every caller, whose guard maps it
             for waiting in batch:
                 _settle(waiting.answer, trouble)
         else:
             for waiting, result in zip(batch, results, strict=True):
                 _settle(waiting.answer, result)
+        finally:
+            watched.ended(outcome)
 
     def _take(self, now: float) -> list[_Waiting[C, R]]:
         """The next batch, without those that nobody waits for any more."""

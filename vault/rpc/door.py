@@ -21,7 +21,9 @@ from google.protobuf.message import DecodeError, Message
 from vault.domain.caller import Caller
 from vault.domain.errors import CardVaultError, InvalidField, Refused, Unavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
+from vault.domain.reasons import DEADLINE, UNEXPECTED
 from vault.ports import Entropy
+from vault.ports_telemetry import CALL_CANCELLED, CALL_OK, UNWATCHED, Telemetry
 from vault.rpc.access import Rule
 from vault.rpc.errors import Answer, answer_to, answer_to_deadline, answer_to_unexpected
 from vault.rpc.identity import Identities, check_transport
@@ -54,6 +56,9 @@ class Context(Protocol):
     def peer(self) -> str:
         """Network address."""
 
+    def invocation_metadata(self) -> Any:
+        """Headers of the call, as pairs."""
+
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline, or None."""
 
@@ -80,12 +85,19 @@ class Door:
         limits: Limits,
         entropy: Entropy,
         record_refusal: Callable[[RefusedCall], Awaitable[object]],
+        telemetry: Telemetry = UNWATCHED,
     ) -> None:
         self._identities = identities
         self._limits = limits
         self._entropy = entropy
         self._record_refusal = record_refusal
         self._rooms = Rooms(limits.rooms)
+        self._telemetry = telemetry
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way."""
+        return self._rooms.in_flight
 
     def guard(
         self, *, method: str, rule: Rule, request_type: type[Message], handler: Handler
@@ -93,9 +105,24 @@ class Door:
         """A handler of raw bytes that lets only the rule's roles reach `handler`."""
 
         async def guarded(raw: bytes, context: Context) -> bytes:
-            started = perf_counter()
-            reason = at = ""
+            watched = self._telemetry.call(method, lambda: _traceparent(context))
             request_id = RequestId.from_random(self._entropy.bytes(RANDOM_BYTES))
+            # As it stays where the client goes away.
+            code, reason, error_id = CALL_CANCELLED, "", ""
+            try:
+                done, reason = await answered(raw, context, request_id)
+                if isinstance(done, bytes):
+                    code = CALL_OK
+                    return done
+                code, error_id = done.code.name, request_id
+            finally:
+                watched.ended(code, reason, error_id)
+            return await _end(context, done)
+
+        async def answered(raw: bytes, context: Context, request_id: RequestId) -> tuple[bytes | Answer, str]:
+            """The response; or the error to answer, with its reason."""
+            started = perf_counter()
+            at = ""
             caller: Caller | None = None
             try:
                 auth = context.auth_context()
@@ -108,7 +135,7 @@ class Door:
                         request = _parse(request_type, raw)
                         async with asyncio.timeout(budget):
                             response = await handler(request, Call(caller, budget))
-                        return response.SerializeToString()
+                        return response.SerializeToString(), ""
                     except CardVaultError as error:
                         await self._audit(error, method, rule.event, caller)
                         raise
@@ -116,9 +143,10 @@ class Door:
                 reason, at = error.reason, error.field
                 answer = answer_to(error, request_id)
             except TimeoutError:
-                reason = "deadline"
+                reason = DEADLINE
                 answer = answer_to_deadline(request_id)
             except Exception as error:  # noqa: BLE001 - nothing of it may reach the client or the log but its place
+                reason = UNEXPECTED
                 _log.error("call.failed", method=method, error_id=request_id, where=where(error))
                 answer = answer_to_unexpected(request_id)
             _log.info(
@@ -131,7 +159,7 @@ class Door:
                 identity=caller.known.uri if caller is not None and caller.identity is not None else "",
                 milliseconds=round((perf_counter() - started) * 1000, 1),
             )
-            return await _end(context, answer)
+            return answer, reason
 
         return guarded
 
@@ -203,6 +231,12 @@ class Door:
         except Exception as trouble:  # noqa: BLE001 - whatever it is, the refusal is not recorded
             _log.error("audit.unavailable", method=method, error_id=caller.request_id, where=where(trouble))
             raise Unavailable("audit_unavailable") from None
+
+
+def _traceparent(context: Context) -> str:
+    """The header of W3C Trace Context, if it came once and as text."""
+    found = [value for key, value in context.invocation_metadata() or () if key == "traceparent"]
+    return found[0] if len(found) == 1 and isinstance(found[0], str) else ""
 
 
 def _parse(request_type: type[Message], raw: bytes) -> Message:

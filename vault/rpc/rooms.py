@@ -34,6 +34,11 @@ class Rooms:
         self._calls: Counter[str] = Counter()
         self._watchers: Counter[str] = Counter()
 
+    @property
+    def in_flight(self) -> int:
+        """Calls that have a place now."""
+        return self._calls.total()
+
     @contextmanager
     def call(self, caller: Caller) -> Iterator[None]:
         """A place for one call. Raises `Exhausted`."""

@@ -148,6 +148,11 @@ class Server:
         """The port that it listens on."""
         return self._port
 
+    @property
+    def passed(self) -> Mapping[str, bool]:
+        """How each check went the last time; empty before the first."""
+        return self._states
+
     async def start(self) -> None:
         """Serve; health says NOT_SERVING until every check has passed once."""
         for name in self._servicers:

@@ -57,11 +57,16 @@ _QUEUED = (
     .limit(_LIMIT)
 )
 _COUNT_QUEUED = select(func.count().label("many")).select_from(audit_queue)
-_OLDEST_QUEUED = (
-    select(audit_events.c.occurred_at)
-    .select_from(audit_queue.join(audit_events, _SAME_AS_QUEUED))
-    .order_by(audit_queue.c.arrival)
-    .limit(1)
+_FIRST_QUEUED = select(*audit_queue.c).order_by(audit_queue.c.arrival).limit(1000).subquery("first")
+_TIMES_QUEUED = select(
+    func.min(audit_events.c.occurred_at).label("oldest"), func.max(audit_events.c.occurred_at).label("latest")
+).select_from(
+    _FIRST_QUEUED.join(
+        audit_events,
+        and_(
+            audit_events.c.tenant_id == _FIRST_QUEUED.c.tenant_id, audit_events.c.event_id == _FIRST_QUEUED.c.event_id
+        ),
+    )
 )
 _LOGGED = (
     select(
@@ -264,11 +269,12 @@ def head(link: Link) -> LogHead:
 
 def state(link: Link) -> LogState:
     """The log in numbers."""
-    oldest = link.rows(_OLDEST_QUEUED)
+    times = link.rows(_TIMES_QUEUED)[0]
     return LogState(
         size=head(link).size,
         queued=count_queued(link),
-        oldest_queued=oldest[0].occurred_at if oldest else None,
+        oldest_queued=times.oldest,
+        latest_queued=times.latest,
         newest_checkpoint=newest_checkpoint(link),
     )
 

@@ -84,6 +84,18 @@ class SqlOperatorReader(SqlLogReader):
         """Look at `limit` cards in order, after a card."""
         return retention.due_cards(self._link, at, after, limit)
 
+    def count_customers(self) -> int:
+        """How many customers have a card."""
+        return read_evidence.count_customers(self._link)
+
+    def count_open_grants(self) -> int:
+        """How many grants are open."""
+        return retention.count_open_grants(self._link)
+
+    def oldest_open_once_key(self) -> datetime | None:
+        """When the open one-time key was issued that expires first."""
+        return retention.oldest_open_once_key(self._link)
+
     def count_due_rows(self, at: Deadlines) -> Mapping[RowRule, int]:
         """How many rows beside cards are due."""
         return retention.count_due_rows(self._link, at)

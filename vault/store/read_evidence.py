@@ -17,6 +17,7 @@ from vault.store.tables import audit_events, cards, consents, once_keys
 
 _MANY = func.count().label("many")
 _CARDS = select(_MANY).select_from(cards)
+_CUSTOMERS = select(_MANY).select_from(select(cards.c.tenant_id, cards.c.customer_id).distinct().subquery("customers"))
 _SINCE = bindparam("since", type_=UtcTime())
 
 
@@ -82,6 +83,11 @@ def counts(link: Link, since: datetime) -> EvidenceCounts:
         oldest_once_key=link.rows(_OLDEST_ONCE)[0].oldest,
         last_review=link.rows(_REVIEWED)[0].newest,
     )
+
+
+def count_customers(link: Link) -> int:
+    """How many customers have a card, each shop's counted apart."""
+    return _count(link, _CUSTOMERS)
 
 
 def _count(link: Link, statement: Any) -> int:

@@ -162,6 +162,30 @@ _COUNT_GRANTS = tuple(_count(grants, state) for state in GrantState)
 _COUNT_ANSWERS = _count(idempotency)
 
 
+# The literal is that of the index over open grants alone.
+_OPEN_GRANTS = (
+    select(func.count().label("many")).select_from(grants).where(grants.c.state == literal_column("'open'", Text()))
+)
+_OLDEST_OPEN_ONCE = (
+    select(once_keys.c.created_at)
+    .where(once_keys.c.state == literal_column("'open'", Text()))
+    .order_by(once_keys.c.expires_at)
+    .limit(1)
+)
+
+
+def count_open_grants(link: Link) -> int:
+    """How many grants are open, expired or not."""
+    many: int = link.rows(_OPEN_GRANTS)[0].many
+    return many
+
+
+def oldest_open_once_key(link: Link) -> datetime | None:
+    """When the one was issued that expires first."""
+    found = link.rows(_OLDEST_OPEN_ONCE)
+    return found[0].created_at if found else None
+
+
 def count_due_rows(link: Link, at: Deadlines) -> Mapping[RowRule, int]:
     """How many rows of each kind are due."""
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
+from vault.ports_telemetry import FAILED, READ, ROLLED_BACK, UNWATCHED, WRITE, Telemetry
 from vault.store import exclusive, postgresql, schema, sqlite
 from vault.store.columns import Engine
 from vault.store.engine import Engines, Limits, open_engines
@@ -31,10 +32,11 @@ class SqlStore:
     It never asks the database for the time.
     """
 
-    def __init__(self, url: str, *, limits: Limits | None = None) -> None:
+    def __init__(self, url: str, *, limits: Limits | None = None, telemetry: Telemetry = UNWATCHED) -> None:
         """Connects on first use. Raises `vault.store.DatabaseRefused` for a URL or driver that cannot work."""
         self._url = url
         self._limits = limits or Limits()
+        self._telemetry = telemetry
         self._engines: Engines = open_engines(url, self._limits)
         self._wal_holds_erased = False
 
@@ -46,15 +48,21 @@ class SqlStore:
     @contextmanager
     def reading(self) -> Iterator[SqlOperatorReader]:
         """A snapshot to read from. The database itself refuses to write in it."""
-        connection = self._begin(self._engines.reader)
-        try:
-            yield SqlOperatorReader(Link(connection, self.kind))
-        finally:
-            _end(connection)
+        with _watched(self._telemetry, READ):
+            connection = self._begin(self._engines.reader)
+            try:
+                yield SqlOperatorReader(Link(connection, self.kind))
+            finally:
+                _end(connection)
 
     @contextmanager
     def writing(self) -> Iterator[SqlOperatorWriter]:
         """One transaction: commits when the block ends, rolls back when it raises."""
+        with _watched(self._telemetry, WRITE), self._writing() as tx:
+            yield tx
+
+    @contextmanager
+    def _writing(self) -> Iterator[SqlOperatorWriter]:
         connection = self._begin(self._engines.writer)
         link = Link(connection, self.kind)
         tx = SqlOperatorWriter(link)
@@ -165,6 +173,21 @@ class SqlStore:
                 raw.close()
             if done:
                 self._wal_holds_erased = False
+
+
+@contextmanager
+def _watched(telemetry: Telemetry, kind: str) -> Iterator[None]:
+    """Tell of a transaction and of how it ended."""
+    watched = telemetry.transaction(kind)
+    try:
+        yield
+    except StoreUnavailable as e:
+        watched.ended(FAILED, e.reason)
+        raise
+    except BaseException:
+        watched.ended(ROLLED_BACK)
+        raise
+    watched.ended()
 
 
 def _end(connection: Connection) -> None:

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus, on a listener of their own."""
