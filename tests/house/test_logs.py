@@ -43,8 +43,9 @@ def wrong(call: ast.Call) -> list[str]:
 
 
 def used() -> dict[str, list[ast.Call]]:
-    """Log calls by file."""
-    files = sorted((ROOT / "vault").rglob("*.py"))
+    """Log calls by file; of the server, for the client and the test double write to their caller's log."""
+    callers = {ROOT / "vault" / "client", ROOT / "vault" / "testing"}
+    files = [path for path in sorted((ROOT / "vault").rglob("*.py")) if not callers & set(path.parents)]
     return {str(path.relative_to(ROOT)): list(calls(path.read_text(encoding="utf-8"))) for path in files}
 
 
