@@ -482,5 +482,5 @@ def test_a_login_by_jwt_is_a_secret_file_beside_the_configuration(facts: dict[st
         load(write(facts, tmp_path))
 
     assert good.vault.intake is not None
-    assert good.vault.intake.jwt_file == tmp_path / "token"
+    assert good.vault.intake.jwt_file == tmp_path / "jwt"
     assert caught.value.problems == (f"vault.intake.jwt_file: others may read it: chmod 600 {tmp_path / 'jwt'}",)
