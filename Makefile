@@ -31,9 +31,13 @@ check: .venv/.installed ## lint, format, types, generated code
 generate: .venv/.installed ## vault/v1 from protos/
 	$(BIN)/python tools/generate.py
 
+PIN := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
 lock: ## pin every dependency with hashes, without naming where they come from
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml -o requirements/dev.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra embedded --extra otel pyproject.toml -o requirements/run.txt
+	$(PIN) --all-extras --group dev pyproject.toml -o requirements/dev.txt
+	# What an image carries: no OpenBao of its own. And what builds its wheel.
+	$(PIN) --extra otel pyproject.toml -o requirements/run.txt
+	$(PIN) --group build -o requirements/build.txt
 
 clean:
 	rm -rf .venv .test-artifacts .pytest_cache .mypy_cache .ruff_cache
