@@ -27,9 +27,11 @@ check: .venv/.installed ## lint, format, types, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy vault tests tools benchmarks
 	$(BIN)/python tools/generate.py --check
+	$(BIN)/python -m tools.api_docs --check
 
-generate: .venv/.installed ## vault/v1 from protos/
+generate: .venv/.installed ## vault/v1 and docs/api.md from protos/
 	$(BIN)/python tools/generate.py
+	$(BIN)/python -m tools.api_docs
 
 PIN := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
