@@ -27,13 +27,19 @@ check: .venv/.installed ## lint, format, types, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy vault tests tools benchmarks
 	$(BIN)/python tools/generate.py --check
+	$(BIN)/python -m tools.api_docs --check
 
-generate: .venv/.installed ## vault/v1 from protos/
+generate: .venv/.installed ## vault/v1 and docs/api.md from protos/
 	$(BIN)/python tools/generate.py
+	$(BIN)/python -m tools.api_docs
+
+PIN := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 lock: ## pin every dependency with hashes, without naming where they come from
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml -o requirements/dev.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra embedded --extra otel pyproject.toml -o requirements/run.txt
+	$(PIN) --all-extras --group dev pyproject.toml -o requirements/dev.txt
+	# What an image carries: no OpenBao of its own. And what builds its wheel.
+	$(PIN) --extra otel pyproject.toml -o requirements/run.txt
+	$(PIN) --group build -o requirements/build.txt
 
 clean:
 	rm -rf .venv .test-artifacts .pytest_cache .mypy_cache .ruff_cache

@@ -69,20 +69,30 @@ class DatabaseSection(Section):
 
 
 class LoginSection(Section):
-    """How one kind of process logs in to Vault: AppRole by two files, or a token file that an agent keeps fresh."""
+    """How one kind of process logs in to Vault, in one of three ways.
+
+    AppRole by two files; a JWT, such as the token that Kubernetes projects into a pod, for Vault's auth methods `jwt`
+    and `kubernetes`; or a Vault token in a file that an agent keeps fresh.
+    """
 
     role_id_file: Path | None = None
     secret_id_file: Path | None = None
-    token_file: Path | None = None
     approle_mount: str = "approle"
+    jwt_file: Path | None = None
+    jwt_role: str | None = Field(default=None, min_length=1)
+    jwt_mount: str = "jwt"
+    token_file: Path | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> LoginSection:
-        approle = (self.role_id_file, self.secret_id_file)
-        if self.token_file is not None and any(approle):
-            raise ValueError("give token_file, or role_id_file and secret_id_file, not both")
-        if self.token_file is None and not all(approle):
-            raise ValueError("give role_id_file and secret_id_file, or token_file")
+        ways = ((self.role_id_file, self.secret_id_file), (self.jwt_file, self.jwt_role), (self.token_file,))
+        begun = [way for way in ways if any(part is not None for part in way)]
+        if len(begun) > 1:
+            raise ValueError(
+                "give role_id_file and secret_id_file, or jwt_file and jwt_role, or token_file, one of them"
+            )
+        if not begun or None in begun[0]:
+            raise ValueError("give role_id_file and secret_id_file, or jwt_file and jwt_role, or token_file")
         return self
 
 

@@ -159,7 +159,7 @@ def _readable(kind: type[S], value: object) -> S | None:
 
 _PATH_KEYS = frozenset(
     {"certificate", "private_key", "client_ca", "ca_file", "password_file", "directory"}
-    | {"role_id_file", "secret_id_file", "token_file"}
+    | {"role_id_file", "secret_id_file", "token_file", "jwt_file"}
 )
 
 
@@ -238,7 +238,7 @@ def _files_of(settings: Settings | _Parts) -> list[tuple[str, Path, bool]]:
         login = getattr(settings.vault, name)
         if login is None:
             continue
-        for key in ("role_id_file", "secret_id_file", "token_file"):
+        for key in ("role_id_file", "secret_id_file", "token_file", "jwt_file"):
             path = getattr(login, key)
             if path is not None:
                 files.append((f"vault.{name}.{key}", path, key != "role_id_file"))
@@ -252,7 +252,7 @@ def _file_problems(settings: Settings | _Parts) -> list[str]:
             problems.append(f"{name}: no such file: {path}")
         elif not os.access(path, os.R_OK):
             problems.append(f"{name}: cannot be read: {path}")
-        elif secret and path.stat().st_mode & 0o077:
+        elif secret and is_exposed(path):
             problems.append(f"{name}: others may read it: chmod 600 {path}")
         elif name in _CERTIFICATES and not _certificates_in(path):
             problems.append(f"{name}: is no PEM certificate: {path}")
@@ -261,6 +261,24 @@ def _file_problems(settings: Settings | _Parts) -> list[str]:
         elif name == "server.private_key" and settings.server is not None:
             problems += _key_problems(path, settings.server.certificate)
     return problems
+
+
+def is_exposed(path: Path) -> bool:
+    """Whether a secret's file can be read by others than this process's user. Raises `OSError`."""
+    return exposes(path.stat(), user=os.geteuid(), group=os.getegid(), groups=os.getgroups())
+
+
+def exposes(found: os.stat_result, *, user: int, group: int, groups: Sequence[int]) -> bool:
+    """Whether mode and owner let others read: only the owner may, as a rule (PCI DSS 8.6.2).
+
+    Where somebody else puts the file there, its group may read it: a file of root's that a server of its own user could
+    not open otherwise, and one of a group that this process was given beside its own. So do Kubernetes (`fsGroup`),
+    systemd's credentials and Debian (`ssl-cert`).
+    """
+    if found.st_mode & 0o037:
+        return True
+    is_handed_over = (found.st_uid == 0 and user != 0) or (found.st_gid in groups and found.st_gid not in (group, 0))
+    return bool(found.st_mode & 0o040) and not is_handed_over
 
 
 _CERTIFICATES = frozenset({"server.certificate", "server.client_ca", "vault.ca_file", "traces.ca_file"})

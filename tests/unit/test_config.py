@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vault.config_file import (
     LEAKING_VARIABLES,
     SECRET_VARIABLES,
     ConfigProblems,
+    exposes,
     load,
     load_for_operator,
     problems_with,
@@ -174,12 +176,12 @@ SHAPES: dict[str, tuple[str, Any, str]] = {
     "two ways in": (
         "vault.intake.token_file",
         "token",
-        "vault.intake: give token_file, or role_id_file and secret_id_file, not both",
+        "vault.intake: give role_id_file and secret_id_file, or jwt_file and jwt_role, or token_file, one of them",
     ),
     "half a way in": (
         "vault.intake.secret_id_file",
         None,
-        "vault.intake: give role_id_file and secret_id_file, or token_file",
+        "vault.intake: give role_id_file and secret_id_file, or jwt_file and jwt_role, or token_file",
     ),
     "cards active at some other time": (
         "cards",
@@ -430,3 +432,79 @@ def test_settings_cannot_be_changed(facts: dict[str, Any], tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match="frozen"):
         settings.profile = "production"
+
+
+# --- who may read a secret's file ---
+
+US, OUR_GROUP, HANDED, STRANGERS = 10001, 10001, 10002, 50
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "exposed"),
+    [
+        (0o600, US, OUR_GROUP, False),
+        (0o400, US, OUR_GROUP, False),
+        (0o640, US, OUR_GROUP, True),
+        (0o604, US, OUR_GROUP, True),
+        (0o644, 0, 0, True),
+        # PostgreSQL's rule, and systemd's credentials: root's file, which we could not open otherwise.
+        (0o440, 0, OUR_GROUP, False),
+        (0o640, 0, STRANGERS, False),
+        (0o660, 0, OUR_GROUP, True),
+        # Kubernetes' fsGroup: a group beside our own that this process was given for this.
+        (0o640, US, HANDED, False),
+        (0o440, 0, HANDED, False),
+        (0o660, US, HANDED, True),
+        (0o640, US, STRANGERS, True),
+        (0o640, 10009, STRANGERS, True),
+    ],
+)
+def test_a_secret_is_for_its_owner_and_for_whom_it_was_handed_to(
+    mode: int, owner: int, group: int, exposed: bool
+) -> None:
+    found = os.stat_result((mode, 1, 1, 1, owner, group, 1, 0, 0, 0))
+
+    assert exposes(found, user=US, group=OUR_GROUP, groups=[OUR_GROUP, HANDED]) is exposed
+
+
+def test_root_has_no_excuse() -> None:
+    found = os.stat_result((0o640, 1, 1, 1, 0, 0, 1, 0, 0, 0))
+
+    assert exposes(found, user=0, group=0, groups=[0])
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {},
+        {"jwt_file": "token"},
+        {"jwt_role": "cardvault-intake"},
+        {"jwt_file": "token", "jwt_role": ""},
+        {"jwt_file": "token", "jwt_role": "cardvault-intake", "token_file": "token"},
+        {"jwt_file": "token", "jwt_role": "cardvault-intake", "role_id_file": "role_id", "secret_id_file": "secret_id"},
+        {"role_id_file": "role_id"},
+        {"role_id_file": "role_id", "token_file": "token"},
+    ],
+)
+def test_a_login_is_given_whole_and_in_one_way(facts: dict[str, Any], tmp_path: Path, login: dict[str, str]) -> None:
+    facts["vault"]["intake"] = login
+
+    with pytest.raises(ConfigProblems) as caught:
+        load(write(facts, tmp_path))
+
+    assert any(problem.startswith("vault.intake") for problem in caught.value.problems)
+
+
+def test_a_login_by_jwt_is_a_secret_file_beside_the_configuration(facts: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "jwt").write_text(SECRET)
+    (tmp_path / "jwt").chmod(0o600)
+    facts["vault"]["intake"] = {"jwt_file": "jwt", "jwt_role": "cardvault-intake"}
+
+    good = load(write(facts, tmp_path))
+    (tmp_path / "jwt").chmod(0o644)
+    with pytest.raises(ConfigProblems) as caught:
+        load(write(facts, tmp_path))
+
+    assert good.vault.intake is not None
+    assert good.vault.intake.jwt_file == tmp_path / "jwt"
+    assert caught.value.problems == (f"vault.intake.jwt_file: others may read it: chmod 600 {tmp_path / 'jwt'}",)

@@ -135,6 +135,36 @@ def overview(config: Config, as_json: Json = False) -> None:
     raise typer.Exit(command.run(config, as_json=as_json))
 
 
+@app.command()
+def health(
+    address: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
+    certificate: Annotated[Path, typer.Option(help="A client certificate; it needs no role.", metavar="FILE")],
+    private_key: Annotated[Path, typer.Option(help="Its key.", metavar="FILE")],
+    ca: Annotated[Path, typer.Option(help="CA of the server's certificate.", metavar="FILE")],
+    server_name: Annotated[
+        str | None, typer.Option(help="The name in the server's certificate, where --address is another one.")
+    ] = None,
+    service: Annotated[
+        str, typer.Option(help="ready: it can do its work; live: it is up, whatever else is down; or a service's name.")
+    ] = "ready",
+    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.1, max=60)] = 5,
+) -> None:
+    """Ask a server how it is, over grpc.health.v1, for probes. Exit 0: SERVING; 1: not, or no answer; 2: usage."""
+    from vault.cli import health as command
+
+    raise typer.Exit(
+        command.run(
+            address=address,
+            certificate=certificate,
+            private_key=private_key,
+            ca=ca,
+            server_name=server_name,
+            service=service,
+            timeout=timeout,
+        )
+    )
+
+
 @database.command()
 def upgrade(
     config: Config,
@@ -159,16 +189,32 @@ def vault_setup(
     address: Annotated[str, typer.Option(help="https://host:port of Vault or OpenBao.")],
     ca_file: Annotated[Path, typer.Option(help="CA of its certificate.")],
     admin_token_file: Annotated[Path, typer.Option(help="File with a token that may set it up (mode 0600).")],
-    out: Annotated[Path, typer.Option(help="Folder for role_id and secret_id files, one folder for each login.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for role_id and secret_id files, one folder for each login; without it none is made."
+        ),
+    ] = None,
     mount: Annotated[str, typer.Option(help="Where the transit engine is, or is to be, mounted.")] = "transit",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
-    """Make keys, policies and logins in Vault as cardvault needs them. Safe to run twice."""
+    """Make keys, policies and logins in Vault as cardvault needs them, and put right what was changed since.
+
+    Safe to run twice: what is as it should be is not written again. Exit 0: done, or nothing to do; 2: refused, as
+    where a key is exportable. The policy deploy/vault/setup.hcl is all that the token needs.
+    """
     from vault.cli import vault_setup as command
 
     raise typer.Exit(
         command.run(
-            address=address, ca_file=ca_file, admin_token_file=admin_token_file, out=out, mount=mount, dry_run=dry_run
+            address=address,
+            ca_file=ca_file,
+            admin_token_file=admin_token_file,
+            out=out,
+            mount=mount,
+            dry_run=dry_run,
+            as_json=as_json,
         )
     )
 

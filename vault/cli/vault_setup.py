@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import typer
 
+from vault.config_file import is_exposed
 from vault.hardening import harden
 
 
-def run(*, address: str, ca_file: Path, admin_token_file: Path, out: Path, mount: str, dry_run: bool) -> int:
+def run(
+    *, address: str, ca_file: Path, admin_token_file: Path, out: Path | None, mount: str, dry_run: bool, as_json: bool
+) -> int:
     """Bring a Vault to where the server can use it. Exit 0: done, or nothing to do; 2: refused."""
     from vault.embedded.files import policies_dir
     from vault.keyring.admin import Administrator
@@ -18,40 +23,54 @@ def run(*, address: str, ca_file: Path, admin_token_file: Path, out: Path, mount
     from vault.keyring.setup import (
         LoginName,
         SetupRefused,
+        changes,
         configure,
+        hints,
         issue_secret_id,
         login_files,
         write_login_files,
     )
-    from vault.keyring.setup_plan import plan
 
     try:
         token = _admin_token(admin_token_file, ca_file)
         place = VaultAddress(address=address, ca_file=ca_file, mount=mount)
     except (OSError, ValueError) as e:
-        typer.echo(f"cardvault vault setup: {e}", err=True)
-        return 2
+        return _refuse([str(e)], as_json=as_json)
     with closing(Administrator(place, token=token)) as admin:
         try:
-            changes = plan(admin.client, mount=mount, policies_dir=policies_dir())
-            missing = [name for name in LoginName if not login_files(out / name).exist()]
-            changes += [f"issue credentials for {name} into {out / name}/" for name in missing]
-            for change in changes:
-                typer.echo(f"{'would ' if dry_run else ''}{change}")
-            if not changes:
-                typer.echo("nothing to do")
-            if dry_run or not changes:
-                return 0
-            role_ids = configure(admin.client, mount=mount, policies_dir=policies_dir())
-            for name in missing:
-                secret_id = issue_secret_id(admin.client, name.role)
-                write_login_files(out / name, role_id=role_ids[name], secret_id=secret_id)
+            due = [change.what for change in changes(admin.client, mount=mount, policies_dir=policies_dir())]
+            missing = [] if out is None else [n for n in LoginName if not login_files(out / n).exist()]
+            due += [f"issue credentials for {name} into {out}/{name}/" for name in missing]
+            if due and not dry_run:
+                role_ids = configure(admin.client, mount=mount, policies_dir=policies_dir())
+                for name in missing:
+                    assert out is not None, "nothing is missing otherwise"
+                    secret_id = issue_secret_id(admin.client, name.role)
+                    write_login_files(out / name, role_id=role_ids[name], secret_id=secret_id)
+            notes = hints(admin.client)
         except SetupRefused as e:
-            for problem in e.problems:
-                typer.echo(f"  - {problem}", err=True)
-            return 2
-    typer.echo("done; give each process only the login that it needs")
+            return _refuse(e.problems, as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps({"dry_run": dry_run, "changes": due, "hints": notes}, indent=2))
+        return 0
+    for change in due:
+        typer.echo(f"{'would ' if dry_run else ''}{change}")
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    if not due:
+        typer.echo("nothing to do")
+    elif not dry_run:
+        typer.echo("done; give each process only the login that it needs")
     return 0
+
+
+def _refuse(problems: Sequence[str], *, as_json: bool) -> int:
+    if as_json:
+        typer.echo(json.dumps({"refused": list(problems)}, indent=2))
+    typer.echo("cardvault vault setup: refused", err=True)
+    for problem in problems:
+        typer.echo(f"  - {problem}", err=True)
+    return 2
 
 
 def renew(*, login: str, address: str, ca_file: Path, admin_token_file: Path, out: Path, dry_run: bool) -> int:
@@ -90,7 +109,7 @@ def _admin_token(file: Path, ca_file: Path) -> str:
     for option, path in (("--admin-token-file", file), ("--ca-file", ca_file)):
         if not path.is_file():
             raise ValueError(f"{option}: no such file: {path}")
-    if file.stat().st_mode & 0o077:
+    if is_exposed(file):
         raise ValueError(f"--admin-token-file: others may read it: chmod 600 {file}")
     harden()
     return file.read_text(encoding="utf-8").strip()

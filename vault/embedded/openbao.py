@@ -38,23 +38,7 @@ from vault.keyring.setup import (
 )
 
 _SETUP_ROLE = "cardvault-setup"
-_SETUP_POLICY = """# The embedded OpenBao's own login, with which a later start runs the set-up again after an upgrade.
-# Whoever may write policies may do anything, so its credentials are worth as much as the seal's key beside them.
-path "sys/mounts"                      { capabilities = ["read"] }
-path "sys/mounts/transit"              { capabilities = ["create", "update"] }
-path "sys/auth"                        { capabilities = ["read"] }
-path "sys/auth/approle"                { capabilities = ["create", "update", "sudo"] }
-path "sys/policies/acl/cardvault-*"    { capabilities = ["create", "update", "read"] }
-path "sys/policy/cardvault-*"          { capabilities = ["create", "update", "read"] }
-path "auth/approle/role/cardvault-*"   { capabilities = ["create", "update", "read"] }
-path "transit/config/keys"             { capabilities = ["create", "update"] }
-path "transit/keys/cardvault-cards"       { capabilities = ["create", "update", "read"] }
-path "transit/keys/cardvault-once"        { capabilities = ["create", "update", "read"] }
-path "transit/keys/cardvault-fingerprint" { capabilities = ["create", "update", "read"] }
-path "transit/keys/cardvault-audit"       { capabilities = ["create", "update", "read"] }
-path "auth/token/revoke-self"          { capabilities = ["update"] }
-"""
-_SETUP_EDITION = b"1"
+_SETUP_EDITION = b"2"
 """Raise it when the set-up itself changes, not only the policy files: the next start then runs it again."""
 
 _START_TIMEOUT = 30.0
@@ -205,7 +189,7 @@ class OpenBao:
     # --- set-up -----------------------------------------------------------------------------------------------------
 
     def _setup_digest(self) -> str:
-        digest = hashlib.sha256(_SETUP_EDITION + _SETUP_POLICY.encode())
+        digest = hashlib.sha256(_SETUP_EDITION + _setup_policy().encode())
         digest.update(str(self._token_ttl).encode())
         for name in LoginName:
             digest.update((policies_dir() / f"{name}.hcl").read_bytes())
@@ -235,9 +219,13 @@ class OpenBao:
             if is_first or not self.login_files(name).exist():
                 secret_id = issue_secret_id(admin.client, name.role)
                 write_login_files(self.files.logins / name, role_id=role_id, secret_id=secret_id)
-        admin.put_policy(_SETUP_ROLE, _SETUP_POLICY)
+        admin.put_policy(_SETUP_ROLE, _setup_policy())
         if is_first:
             role_id, secret_id = admin.make_login(_SETUP_ROLE, token_ttl=timedelta(minutes=5))
             write_login_files(self.files.setup_login, role_id=role_id, secret_id=secret_id)
         if not (is_first and self._keep_root_token):
             admin.revoke_token()
+
+
+def _setup_policy() -> str:
+    return (policies_dir() / "setup.hcl").read_text(encoding="utf-8")

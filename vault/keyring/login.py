@@ -72,12 +72,25 @@ class AppRoleLogin:
             use_token=False,
             mount_point=self.mount,
         )
-        auth = answer["auth"]
-        return Lease(
-            token=str(auth["client_token"]),
-            ttl=float(auth["lease_duration"]),
-            renewable=bool(auth["renewable"]),
-            ours=True,
+        return _own_lease(answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtLogin:
+    """A signed statement of who we are that somebody keeps fresh in a file, such as a pod's projected token.
+
+    For Vault's auth methods `jwt`, which checks the signature by itself, and `kubernetes`, which asks the cluster; both
+    take the same request.
+    """
+
+    jwt_file: Path
+    role: str
+    mount: str = "jwt"
+
+    def log_in(self, client: hvac.Client) -> Lease:
+        """A new token of our own."""
+        return _own_lease(
+            client.auth.jwt.jwt_login(role=self.role, jwt=_read(self.jwt_file), use_token=False, path=self.mount)
         )
 
 
@@ -95,6 +108,16 @@ class TokenFileLogin:
             client.auth.token.renew_self()
             found = client.auth.token.lookup_self()
         return Lease(token=client.token, ttl=float(found["data"]["ttl"]), renewable=False, ours=False)
+
+
+def _own_lease(answer: Any) -> Lease:
+    auth = answer["auth"]
+    return Lease(
+        token=str(auth["client_token"]),
+        ttl=float(auth["lease_duration"]),
+        renewable=bool(auth["renewable"]),
+        ours=True,
+    )
 
 
 def _read(path: Path) -> str:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
@@ -50,8 +50,8 @@ class Engines:
 def kind_of(url: str) -> Engine:
     """Which database a URL is for. Raises `DatabaseRefused`, without the URL, which may hold a password."""
     try:
-        name = make_url(url).get_backend_name()
-    except ArgumentError:
+        name = postgresql.parse(url).get_backend_name()
+    except (ArgumentError, ValueError):
         name = ""
     if name not in set(Engine):
         raise DatabaseRefused("the database URL must begin with sqlite:/// or postgresql://")
@@ -82,7 +82,7 @@ def open_engines(url: str, limits: Limits, *, create: bool = False) -> Engines:
         )
         return Engines(kind, _beginning(writer, sqlite.BEGIN_WRITING), _beginning(reader, sqlite.BEGIN_READING))
     engine = _engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
+        postgresql.parse(url).set(drivername="postgresql+psycopg"),
         limits,
         pool_size=limits.pool_size,
         connect_args=postgresql.connect_args(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any, LiteralString
+from urllib.parse import urlsplit
 
 import psycopg
 import sqlalchemy
@@ -42,6 +44,28 @@ def _milliseconds(limit: timedelta) -> int:
     return max(1, round(limit / timedelta(milliseconds=1)))
 
 
+def parse(url: str) -> sqlalchemy.URL:
+    """A URL with one host or several, as libpq writes them: `postgresql://user@one:5432,other:5432/name`.
+
+    Raises `ArgumentError` or `ValueError`, whose texts may hold the URL.
+    """
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return make_url(url)
+    # SQLAlchemy takes several hosts with ports in the query alone.
+    names, ports = zip(*(_host_and_port(host) for host in hosts.split(",")), strict=True)
+    alone = make_url(parts._replace(netloc=user + at).geturl())
+    return alone.update_query_dict({"host": ",".join(names), "port": ",".join(ports)})
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::(\d+))?", text)
+    if found is None:
+        raise ValueError("a host in the database URL is none")
+    return found[1] or found[2], found[3] or "5432"
+
+
 def connect_args(
     url: str,
     *,
@@ -59,7 +83,7 @@ def connect_args(
         "-c timezone=UTC",
         *_PLANS,
     )
-    given = make_url(url).query
+    given = parse(url).query
     arguments: dict[str, Any] = {
         "autocommit": True,
         "connect_timeout": max(1, round(connect_timeout.total_seconds())),
@@ -113,7 +137,7 @@ def connect_for_long(url: str, connect_timeout: timedelta) -> psycopg.Connection
         idle_in_transaction_timeout=limit,
         application_name="cardvault-lock",
     )
-    address = make_url(url).set(drivername="postgresql+psycopg")
+    address = parse(url).set(drivername="postgresql+psycopg")
     _, where = address.get_dialect()().create_connect_args(address)
     connection: psycopg.Connection[Any] = psycopg.connect(**{**where, **arguments})
     try:

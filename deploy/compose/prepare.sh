@@ -1,0 +1,49 @@
+#!/bin/sh
+# Makes what is random, once, and the folders, each for the user of the container that reads it. Run as root, beside this
+# file; safe to run again: nothing that exists is changed. Certificates are yours to put there (see README.md).
+set -eu
+cd "$(dirname "$0")"
+umask 077
+
+CARDVAULT=10001 POSTGRES=999 OPENBAO=100
+
+# secret NAME USER: 32 random bytes in hex, readable by that user alone.
+secret() {
+    [ -e "secrets/$1" ] || {
+        head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "secrets/$1"
+        chown "$2" "secrets/$1"
+    }
+}
+
+# folder PATH USER
+folder() {
+    mkdir -p "$1"
+    chmod 700 "$1"
+    chown "$2" "$1"
+}
+
+mkdir -p secrets
+chmod 711 secrets # each file in it has an owner of its own
+for role in owner intake account release operator auditor; do
+    # One copy for whom it lets in, one for the service that sets it.
+    secret "database_$role" "$CARDVAULT"
+    cp -n "secrets/database_$role" "secrets/set_database_$role"
+    chown "$POSTGRES" "secrets/set_database_$role"
+done
+secret postgres_superuser "$POSTGRES"
+[ -e secrets/postgres_passfile ] || {
+    printf 'postgres:5432:cardvault:postgres:%s\n' "$(cat secrets/postgres_superuser)" > secrets/postgres_passfile
+    chown "$POSTGRES" secrets/postgres_passfile
+}
+secret openbao_admin_password "$OPENBAO"
+[ -e secrets/openbao_seal_key ] || {
+    head -c 32 /dev/urandom > secrets/openbao_seal_key # 32 raw bytes: whoever loses it loses every card
+    chown "$OPENBAO" secrets/openbao_seal_key
+}
+secret setup_token "$CARDVAULT"
+cp -n secrets/setup_token secrets/openbao_setup_token
+chown "$OPENBAO" secrets/openbao_setup_token
+
+folder logins "$CARDVAULT"
+folder audit "$CARDVAULT"
+echo "prepared; README.md lists the certificates that must be in secrets/ before the first start"

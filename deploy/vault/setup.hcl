@@ -1,0 +1,69 @@
+# What the token needs that `cardvault vault setup` works under: no root.
+#
+#   bao policy write cardvault-setup setup.hcl
+#   bao token create -policy=cardvault-setup -no-default-policy -orphan -ttl=15m -field=token > admin-token
+#
+# Whoever may write policies and logins can grant themselves what those policies say, so this token is worth as much as
+# all the logins together: make it for one run, let it expire. It can read no card and unwrap no key by itself, and it
+# can neither change nor delete a key that exists (`create` without `config`).
+#
+# For another mount than transit/, or another AppRole mount, change the names here.
+
+path "sys/mounts" {
+  capabilities = ["read"]
+}
+
+path "sys/mounts/transit" {
+  capabilities = ["create", "update"]
+}
+
+path "sys/auth" {
+  capabilities = ["read"]
+}
+
+path "sys/auth/approle" {
+  capabilities = ["create", "update", "sudo"]
+}
+
+# To say whether there is an audit device; the set-up makes none.
+path "sys/audit" {
+  capabilities = ["read", "sudo"]
+}
+
+path "sys/policies/acl/cardvault-*" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "sys/policy/cardvault-*" {
+  capabilities = ["create", "update", "read"]
+}
+
+# The roles, their role ids and fresh secret ids.
+path "auth/approle/role/cardvault-*" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "transit/config/keys" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "transit/keys/cardvault-cards" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "transit/keys/cardvault-once" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "transit/keys/cardvault-fingerprint" {
+  capabilities = ["create", "update", "read"]
+}
+
+path "transit/keys/cardvault-audit" {
+  capabilities = ["create", "update", "read"]
+}
+
+# The embedded default ends its own token when it is done.
+path "auth/token/revoke-self" {
+  capabilities = ["update"]
+}
