@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo dev test bench check generate lock clean
+.PHONY: demo dev test bench check generate lock released clean
 
 .venv/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,6 +40,10 @@ lock: ## pin every dependency with hashes, without naming where they come from
 	# What an image carries: no OpenBao of its own. And what builds its wheel.
 	$(PIN) --extra otel pyproject.toml -o requirements/run.txt
 	$(PIN) --group build -o requirements/build.txt
+
+released: ## at a release: what `buf breaking` holds later protos against; needs npm install
+	npx --no-install buf build protos --exclude-source-info -o build/released.json
+	$(BIN)/python -m json.tool --indent 1 --sort-keys build/released.json protos/released.json
 
 clean:
 	rm -rf .venv .test-artifacts .pytest_cache .mypy_cache .ruff_cache

@@ -149,7 +149,7 @@ def health(
     ] = "ready",
     timeout: Annotated[float, typer.Option(help="Seconds.", min=0.1, max=60)] = 5,
 ) -> None:
-    """Ask a server how it is, over grpc.health.v1, for probes. Exit 0: SERVING; 1: not, or no answer; 2: usage."""
+    """Ask a server how it is, over grpc.health.v1, for probes."""
     from vault.cli import health as command
 
     raise typer.Exit(

@@ -95,6 +95,13 @@ PAGES: Mapping[str, Page] = {
         "status --config server.toml",
         "status --config operator.toml --json",
     ),
+    "health": _page(
+        "Ask a server how it is, for probes.",
+        NOTHING,
+        {0: "SERVING", 1: "not serving, or no answer", 2: "usage"},
+        "health --address localhost:7443 --certificate probe.pem --private-key probe.key --ca ca.pem",
+        "health --address localhost:7443 --certificate probe.pem --private-key probe.key --ca ca.pem --service live",
+    ),
     "data-map": _page(
         "Every table and column with its class and longest life.",
         NOTHING,
