@@ -15,6 +15,7 @@ from vault.audit import copy as copies
 from vault.audit.checkpoint import Checkpoint, VerifierKey, note
 from vault.audit.copy import CopyTrouble, Directory
 from vault.audit.merkle import Frontier, leaf_hash
+from vault.audit.sequencer import Recent
 from vault.audit.verify import verify_directory
 
 ORIGIN = "cardvault/test"
@@ -117,3 +118,37 @@ def test_a_copy_is_gone_on_with_across_segments_of_any_length(tmp_path: Path) ->
         (tmp_path / "copy" / "segments" / "000000000005.jsonl").unlink()
         with pytest.raises(CopyTrouble):
             list(directory.leaves())
+
+
+def test_recent_lines_are_known_by_place_and_hash() -> None:
+    lines = [b"%d" % n for n in range(6)]
+    hashes = [leaf_hash(line) for line in lines]
+    recent = Recent()
+
+    recent.add(10, lines[:4])
+    recent.add(14, lines[4:])
+
+    assert recent.lines(10, hashes) == tuple(lines)
+    assert recent.lines(12, hashes[2:5]) == tuple(lines[2:5])
+    for start, wanted in ((9, hashes), (11, hashes), (13, hashes[3:] + hashes[:1]), (10, hashes[::-1])):
+        assert recent.lines(start, wanted) is None
+
+
+def test_recent_lines_are_forgotten_where_the_log_went_on_elsewhere() -> None:
+    recent = Recent()
+    recent.add(0, [b"a", b"b"])
+
+    recent.add(5, [b"c"])
+
+    assert recent.lines(0, [leaf_hash(b"a")]) is None
+    assert recent.lines(5, [leaf_hash(b"c")]) == (b"c",)
+
+
+def test_only_so_many_recent_lines_are_kept() -> None:
+    recent = Recent()
+
+    for start in range(0, 3 * Recent.KEPT, 1000):
+        recent.add(start, [b"x"] * 1000)
+
+    assert recent.lines(2 * Recent.KEPT - 1, [leaf_hash(b"x")]) is None
+    assert recent.lines(2 * Recent.KEPT, [leaf_hash(b"x")]) == (b"x",)

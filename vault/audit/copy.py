@@ -22,6 +22,7 @@ from typing import BinaryIO, Protocol
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, VerifierKey, opened, parse_keys, read
 from vault.audit.merkle import leaf_hash
+from vault.audit.sequencer import Recent
 from vault.ports_audit import LogStore, StoredCheckpoint
 from vault.ports_operator import Busy
 
@@ -281,9 +282,10 @@ class Directory:
 class Shipper:
     """Brings the second place up to the database: events first, then the checkpoints that cover them."""
 
-    def __init__(self, *, store: LogStore, sink: LogSink) -> None:
+    def __init__(self, *, store: LogStore, sink: LogSink, recent: Recent | None = None) -> None:
         self._store = store
         self._sink = sink
+        self._recent = recent or Recent()
 
     def __call__(self, keys: Sequence[VerifierKey] = ()) -> int:
         """Returns how many events were added. Raises `Busy`, `CopyTrouble`, `LogShrank`, `StoreUnavailable`."""
@@ -297,7 +299,7 @@ class Shipper:
             start = self._sink.size()
             with self._store.reading() as tx:
                 size = tx.log_head().size
-                page = tx.logged_events(start, min(PAGE, size - start)) if start < size else ()
+                hashes = tx.log_nodes(0, start, min(PAGE, size - start)) if start < size else ()
                 before = tx.log_nodes(0, start - 1, 1) if start else ()
             if size < max(start, self._sink.newest_checkpoint()):
                 raise LogShrank
@@ -305,18 +307,25 @@ class Shipper:
             if last is not None and list(before) != [leaf_hash(last)]:
                 # It was set back and has grown again since: what is here must not be continued with what is there.
                 raise LogShrank
-            if not page:
+            if not hashes:
                 break
-            events = [each.event for each in page]
-            if any(event is None for event in events):
-                raise CopyTrouble("an event of the log is gone from the database: run `cardvault audit verify`")
-            lines = [leaf.encode(event) for event in events if event is not None]
-            if [leaf_hash(line) for line in lines] != [each.leaf_hash for each in page]:
-                raise CopyTrouble("an event in the database is not what was logged: run `cardvault audit verify`")
+            lines = self._recent.lines(start, hashes) or self._read(start, len(hashes))
             self._sink.add_events(start, lines)
-            added += len(page)
+            added += len(lines)
         self._ship_checkpoints()
         return added
+
+    def _read(self, start: int, count: int) -> Sequence[bytes]:
+        """Lines made of the events in the database. Raises `CopyTrouble` if they are not what was logged."""
+        with self._store.reading() as tx:
+            page = tx.logged_events(start, count)
+        events = [each.event for each in page]
+        if len(page) != count or any(event is None for event in events):
+            raise CopyTrouble("an event of the log is gone from the database: run `cardvault audit verify`")
+        lines = [leaf.encode(event) for event in events if event is not None]
+        if [leaf_hash(line) for line in lines] != [each.leaf_hash for each in page]:
+            raise CopyTrouble("an event in the database is not what was logged: run `cardvault audit verify`")
+        return lines
 
     def _ship_checkpoints(self) -> None:
         held = self._sink.size()

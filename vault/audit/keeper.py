@@ -10,7 +10,7 @@ from itertools import islice
 from vault.audit.checkpoint import VerifierKey, read
 from vault.audit.copy import SEGMENT, Directory, LogShrank, Shipper
 from vault.audit.merkle import BadProof, Tree, leaf_hash
-from vault.audit.sequencer import Checkpointer, Sequencer
+from vault.audit.sequencer import Checkpointer, Recent, Sequencer
 from vault.domain.errors import KeyRingUnavailable, StoreUnavailable
 from vault.ports_audit import LogStore
 from vault.ports_operator import Busy
@@ -29,10 +29,11 @@ class LogKeeper:
         self, *, store: LogStore, sequence: bool, checkpointer: Checkpointer | None, directory: Directory | None
     ) -> None:
         self._store = store
-        self._sequencer = Sequencer(store) if sequence else None
+        recent = Recent()
+        self._sequencer = Sequencer(store, recent=recent) if sequence else None
         self._checkpointer = checkpointer
         self._directory = directory
-        self._shipper = Shipper(store=store, sink=directory) if directory is not None else None
+        self._shipper = Shipper(store=store, sink=directory, recent=recent) if directory is not None else None
         self._keys: tuple[VerifierKey, ...] = ()
         self._shrank = threading.Event()
 

@@ -6,9 +6,11 @@ one of two appends through. A crash leaves the log as it was before or after a b
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 
 from vault.audit import leaf
 from vault.audit.checkpoint import BadCheckpoint, Checkpoint, VerifierKey, note, opened, origin_of
@@ -33,11 +35,40 @@ class Pace:
     after: timedelta = timedelta(seconds=10)
 
 
+class Recent:
+    """The lines that were given the last places in the log, so that who copies them need not read them again.
+
+    Only where they are what the log in the database says: it is asked for their hashes.
+    """
+
+    KEPT = 10_000
+
+    def __init__(self) -> None:
+        self._lines: deque[bytes] = deque(maxlen=self.KEPT)
+        self._end = 0
+
+    def add(self, start: int, lines: Sequence[bytes]) -> None:
+        """Lines that were just added at a place."""
+        if start != self._end:
+            self._lines.clear()
+        self._lines.extend(lines)
+        self._end = start + len(lines)
+
+    def lines(self, start: int, hashes: Sequence[bytes]) -> Sequence[bytes] | None:
+        """The lines from a place on, if they are known and have these leaf hashes."""
+        first = self._end - len(self._lines)
+        if start < first or start + len(hashes) > self._end:
+            return None
+        lines = tuple(islice(self._lines, start - first, start - first + len(hashes)))
+        return lines if [leaf_hash(line) for line in lines] == list(hashes) else None
+
+
 class Sequencer:
     """Moves events from the queue into the log."""
 
-    def __init__(self, store: LogStore) -> None:
+    def __init__(self, store: LogStore, *, recent: Recent | None = None) -> None:
         self._store = store
+        self._recent = recent
 
     def __call__(self, *, limit: int | None = None) -> int:
         """Append what waits, about `limit` events at most; returns how many.
@@ -66,6 +97,8 @@ class Sequencer:
         addition = Addition.after(head, [each.event for each in waiting])
         with self._store.writing() as tx:
             addition.append(tx, numbers=[each.number for each in waiting])
+        if self._recent is not None:
+            self._recent.add(addition.before.size, addition.lines)
         return len(waiting)
 
 
@@ -77,6 +110,8 @@ class Addition:
     after_head: LogHead
     leaves: Sequence[NewLeaf]
     nodes: Sequence[NewNode]
+    lines: Sequence[bytes]
+    """The events as they are hashed."""
 
     @classmethod
     def after(cls, head: LogHead, events: Sequence[AuditEvent]) -> Addition:
@@ -84,11 +119,12 @@ class Addition:
         frontier = frontier_of(head)
         leaves: list[NewLeaf] = []
         nodes: list[NewNode] = []
-        for each in events:
-            value = leaf_hash(leaf.encode(each))
+        lines = [leaf.encode(each) for each in events]
+        for each, line in zip(events, lines, strict=True):
+            value = leaf_hash(line)
             leaves.append(NewLeaf(frontier.size, each.tenant, each.event_id, value))
             nodes += frontier.append(value)
-        return cls(head, LogHead(frontier.size, frontier.encode()), leaves, nodes)
+        return cls(head, LogHead(frontier.size, frontier.encode()), leaves, nodes, lines)
 
     def append(self, tx: LogWriter, *, numbers: Sequence[int]) -> None:
         """Take these numbers out of the queue. Raises `StoreUnavailable` if the log moved; then nothing was added."""

@@ -14,9 +14,9 @@ from tests.contract.store.make import event
 from tests.integration.audit.conftest import Log
 from vault.audit import leaf
 from vault.audit.checkpoint import opened
-from vault.audit.copy import SEGMENT, CopyTrouble, LogShrank
+from vault.audit.copy import SEGMENT, CopyTrouble, LogShrank, Shipper
 from vault.audit.merkle import Tree, check_consistency, leaf_hash, root_from_inclusion
-from vault.audit.sequencer import Addition, Sequencer
+from vault.audit.sequencer import Addition, Recent, Sequencer
 from vault.domain.errors import StoreUnavailable
 from vault.ports_operator import Busy
 from vault.store.columns import Engine
@@ -346,6 +346,36 @@ def test_the_copy_grows_with_the_log_and_is_verified_with_the_public_key_alone(l
     assert [leaf.decode(line) for line in log.directory.leaves()] == log.added
     assert [leaf.decode(line) for line in log.directory.leaves(25)] == log.added[25:]
     assert log.directory.keys() == log.keys
+
+
+def test_what_was_just_sequenced_is_copied_as_it_was_hashed(log: Log, database_url: str) -> None:
+    recent = Recent()
+    log.add(5)
+    log.add(20, sequence=False)
+    Sequencer(log.store, recent=recent)()
+    with tampering(database_url) as db:
+        _edit_event(db, log)
+
+    with pytest.raises(CopyTrouble, match="not what was logged"):
+        Shipper(store=log.store, sink=log.directory)(log.keys)
+    with pytest.raises(CopyTrouble, match="not what was logged"):
+        # The page begins before what is remembered, so all of it is read.
+        Shipper(store=log.store, sink=log.directory, recent=recent)(log.keys)
+    log.directory.add_events(0, [leaf.encode(each) for each in log.added[:5]])
+    added = Shipper(store=log.store, sink=log.directory, recent=recent)(log.keys)
+
+    assert added == 20
+    assert [leaf.decode(line) for line in log.directory.leaves()] == log.added
+
+
+def test_remembered_lines_that_are_not_what_the_database_logged_are_not_copied(log: Log) -> None:
+    log.add(5)
+    others = Recent()
+    others.add(0, [leaf.encode(event()) for _ in range(5)])
+
+    Shipper(store=log.store, sink=log.directory, recent=others)(log.keys)
+
+    assert [leaf.decode(line) for line in log.directory.leaves()] == log.added
 
 
 def test_the_copy_has_segments_of_one_length(log: Log) -> None:
