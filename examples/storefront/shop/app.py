@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,12 +27,15 @@ from examples.storefront.shop.checkout import Checkout
 from examples.storefront.shop.database import Database
 from examples.storefront.shop.payments import Payments
 from examples.storefront.shop.visit import HERE, Headers, Keeper, Pages, SignInFirst, Visit
-from vault.client import AsyncAccount, AsyncCheckout
+from vault.client import AsyncAccount, AsyncCheckout, Options
 
 _NAME = re.compile(r"[A-Za-z](?:[ -]?[A-Za-z]){0,31}")
 _INSIDE = re.compile(r"/[a-z/-]*")
 _ACQUIRER = "acquirer"
 """The processor's name in the vault's configuration."""
+
+_PATIENCE = Options(deadline=timedelta(seconds=6), attempt=timedelta(seconds=3))
+"""What a shopper waits for before hearing that something is away."""
 
 _SENTENCES = {
     400: ("We did not understand that", "Please go back and try once more."),
@@ -186,8 +190,8 @@ def make_app(settings: Settings) -> Starlette:
         keeper = Keeper(kept_secret(settings.state / "cookies.key"), database, Pages())
         acquirer = Acquirer(settings.acquirer, kept_secret(settings.state / KEY_FILE))
         async with (
-            AsyncCheckout(settings.vault, settings.tls(settings.checkout)) as checkout,
-            AsyncAccount(settings.vault, settings.tls(settings.account)) as account,
+            AsyncCheckout(settings.vault, settings.tls(settings.checkout), _PATIENCE) as checkout,
+            AsyncAccount(settings.vault, settings.tls(settings.account), _PATIENCE) as account,
         ):
             payments = Payments(checkout, acquirer, database, processor=_ACQUIRER)
             app.state.shop = Shop(keeper, Checkout(checkout, account, payments), Account(account))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -28,6 +29,8 @@ from vault.client import (
     Tokenized,
 )
 
+_SHOW = timedelta(seconds=2)
+"""Without its list of cards the page still has its form."""
 _ORDER = re.compile(r"order-[a-z]{16}")
 
 
@@ -139,7 +142,7 @@ class Checkout:
         lines = visit.database.basket(visit.name)
         cards: list[Card] = []
         try:
-            cards = [card async for card in self._account.list_cards(customer)]
+            cards = [card async for card in self._account.list_cards(customer, deadline=_SHOW)]
         except CallError as error:
             trouble = trouble or sentence(error)
         text = terms.TEXTS[terms.CURRENT]
