@@ -74,7 +74,9 @@ class _Shopper:
     def _see(self, width: int, height: int, scheme: str) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self._browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # type: ignore[no-untyped-call]
-        features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        # Without motion a button does not show a colour on its way to another.
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = {"features": [{"name": name, "value": value} for name, value in wanted.items()]}
         self._browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)  # type: ignore[no-untyped-call]
 
 
