@@ -66,18 +66,18 @@ class _Shopper:
         for size, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):
                 self._see(width, height, scheme)
-                tall = self._browser.execute_script("return document.documentElement.scrollHeight")  # type: ignore[no-untyped-call]
+                tall = self._browser.execute_script("return document.documentElement.scrollHeight")
                 self._see(width, max(int(tall), height // 2), scheme)
-                self._browser.save_screenshot(str(self._out / f"{name}-{size}-{scheme}.png"))  # type: ignore[no-untyped-call]
+                self._browser.save_screenshot(str(self._out / f"{name}-{size}-{scheme}.png"))
         self._see(*SIZES["wide"], "light")
 
     def _see(self, width: int, height: int, scheme: str) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self._browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # type: ignore[no-untyped-call]
+        self._browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         # Without motion a button does not show a colour on its way to another.
         wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
         features = {"features": [{"name": name, "value": value} for name, value in wanted.items()]}
-        self._browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)  # type: ignore[no-untyped-call]
+        self._browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
 
 
 def _shop(shopper: _Shopper) -> None:

@@ -51,7 +51,7 @@ class _Parser(HTMLParser):
 class Page:
     """An answer."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], raw: bytes, path: str) -> None:
+    def __init__(self, status: int, headers: http.client.HTTPMessage, raw: bytes, path: str) -> None:
         self.status = status
         self.headers = headers
         self.raw = raw

@@ -41,7 +41,7 @@ def _processes_of(state: Path) -> list[str]:
 def test_it_starts_everything_keeps_its_state_and_stops_everything(tmp_path: Path, how: signal.Signals) -> None:
     state = tmp_path / "state"
     command = [sys.executable, "-m", "examples.storefront", "--state", str(state)]
-    addresses = []
+    addresses, cards = [], ""
 
     for _ in range(2):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -174,7 +174,8 @@ def test_a_cookie_that_the_shop_did_not_sign_is_nobodys(street: Street) -> None:
 
 def test_signing_in_changes_the_cookie_and_signing_out_ends_it(street: Street) -> None:
     shopper = street.shopper()
-    before = shopper.get("/") and shopper.cookie
+    shopper.get("/")
+    before = shopper.cookie
     shopper.sign_in("Changing")
     during = shopper.cookie
 
