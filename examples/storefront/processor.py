@@ -120,9 +120,11 @@ class Desk:
         return JSONResponse(answer)
 
     async def look(self, request: Request) -> JSONResponse:
-        """`GET /payments/{order}`: what became of it, or 404."""
+        """`GET /payments/{order}`: what became of it, or 404. It waits for a payment that is under way."""
         self._admit(request)
-        known = self._ledger.find(request.path_params["order"])
+        order = request.path_params["order"]
+        async with self._locks.setdefault(order, asyncio.Lock()):
+            known = self._ledger.find(order)
         return JSONResponse(known or {"error": "unknown"}, 200 if known else 404)
 
     async def cancel(self, request: Request) -> JSONResponse:

@@ -85,6 +85,9 @@ def test_a_declined_card_says_so_and_charges_nothing(street: Street) -> None:
     assert "Your bank declined" in page.text
     assert "Declined" in shopper.get("/orders").text
     assert "declined by your bank" in shopper.get("/orders").text
+    again = shopper.submit(page.form(f"{page.path}/anew"))
+    assert again.path == "/checkout"
+    assert "1 × Unlucky notebook" in again.text
 
 
 @pytest.mark.parametrize(

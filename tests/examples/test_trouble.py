@@ -15,6 +15,7 @@ from examples.storefront.processor import KEY_FILE
 from tests.examples.conftest import Street
 from tests.examples.shopper import Page, Shopper, typed
 from tests.support.cards import fresh_typed_card
+from vault.client import Account, Checkout, Money, StoredCard, TlsFiles
 
 Leaks = Callable[..., list[str]]
 SECURITY_HEADERS = {
@@ -80,9 +81,10 @@ def test_while_the_processor_is_away_an_order_waits_and_is_paid_once(street: Str
     assert _payments(street, _order(paid)) == ["approved"]
 
 
-def test_a_paid_order_whose_answer_was_lost_is_found_and_not_paid_again(street: Street) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_paid_order_whose_answer_was_lost_is_found_and_not_paid_again(street: Street, keep: bool) -> None:
     shopper = street.shopper("Lost")
-    paid = shopper.pay(fresh_typed_card(with_security_code=True), keep=True)
+    paid = shopper.pay(fresh_typed_card(with_security_code=True), keep=keep)
     with sqlite3.connect(street.storefront.state / "shop.sqlite") as shop:
         shop.execute("UPDATE orders SET state = 'placed', trouble = 'processor' WHERE id = ?", (_order(paid),))
 
@@ -273,6 +275,32 @@ def test_the_receipt_gets_its_proof_from_the_signed_log(street: Street) -> None:
         page = shopper.submit(page.form("/account/proof"))
 
     assert "proved in the vault's signed log: entry" in page.text
+
+
+def _tls(street: Street, role: str) -> TlsFiles:
+    pki = street.vault.directory / "pki"
+    return TlsFiles(ca=pki / "ca.pem", certificate=pki / f"{role}.pem", private_key=pki / f"{role}.key")
+
+
+def test_the_processor_takes_the_card_for_an_order_once_whatever_grant_it_is_shown(street: Street) -> None:
+    key = (street.storefront.state / KEY_FILE).read_text().strip()
+    street.shopper("Twice").pay(fresh_typed_card(with_security_code=True), keep=True)
+    amount = Money(minor_units=100, currency="EUR")
+    payment: dict[str, object] = {"order": "order-twice", "minor_units": 100, "currency": "EUR"}
+
+    with (
+        Checkout(street.vault.address, _tls(street, "checkout")) as checkout,
+        Account(street.vault.address, _tls(street, "account")) as account,
+    ):
+        card = StoredCard("twice", next(iter(account.list_cards("twice"))).token)
+        statuses = []
+        for _ in range(2):
+            grant = checkout.issue_grant(card, order="order-twice", amount=amount, processor="acquirer")
+            statuses.append(_ask_processor(street, payment | {"grant": grant.reveal_text()}, key))
+        releases = [each.order for each in account.export_customer("twice").releases]
+
+    assert statuses == [200, 200]
+    assert releases == ["order-twice"]
 
 
 def _ask_processor(street: Street, body: object, key: str) -> int:

@@ -98,7 +98,8 @@ class Checkout:
         await visit.form()
         async with self._payments.alone(order):
             found = own_order(visit, order)
-            if found.state is State.PLACED and await self._payments.give_up(found):
+            is_open = found.state is State.PLACED and not await self._payments.give_up(found)
+            if not is_open and found.state is not State.APPROVED:
                 for line in found.lines:
                     visit.database.put(visit.name, line.product.sku, line.quantity)
                 return visit.go("/checkout")
