@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo dev test bench check generate lock released clean
+.PHONY: demo dev storefront test bench check generate lock released clean
 
 .venv/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ demo: .venv/.installed ## walk the main job on a scratch stack
 dev: .venv/.installed ## a server that stays up, with its state in ./.cardvault
 	$(BIN)/cardvault dev
 
+storefront: .venv/.installed ## a web shop on it, to be clicked through; its state is in ./.cardvault-storefront
+	$(BIN)/python -m examples.storefront
+
 test: .venv/.installed ## the whole suite, on real OpenBao, SQLite and PostgreSQL
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -25,7 +28,7 @@ bench: .venv/.installed ## ratios to an empty RPC and to bare Vault; QUICK=1 for
 check: .venv/.installed ## lint, format, types, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vault tests tools benchmarks
+	$(BIN)/mypy vault tests tools benchmarks examples
 	$(BIN)/python tools/generate.py --check
 	$(BIN)/python -m tools.api_docs --check
 

@@ -1,0 +1,1 @@
+"""What a user of cardvault would write; nothing here is part of the package."""
