@@ -59,6 +59,11 @@ def test_a_service_is_hardened(name: str) -> None:
     assert not {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"} & service.keys()
 
 
+@pytest.mark.parametrize("name", [name for name in SERVICES if "postgres" not in SERVICES[name]["image"]])
+def test_what_holds_numbers_or_keys_is_never_swapped_out(name: str) -> None:
+    assert SERVICES[name]["memswap_limit"] == SERVICES[name]["mem_limit"]
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_an_image_is_named_by_a_tag_of_its_own_and_by_no_host(name: str) -> None:
     image, _, tag = SERVICES[name]["image"].rpartition(":")
