@@ -49,5 +49,9 @@ secret setup_token "$CARDVAULT"
 copy setup_token openbao_setup_token "$OPENBAO"
 
 folder logins "$CARDVAULT"
+for login in intake release operator checkpointer; do
+    # Docker would make what it is to mount as root's, and the set-up could not write there.
+    folder "logins/$login" "$CARDVAULT"
+done
 folder audit "$CARDVAULT"
 echo "prepared; README.md lists the certificates that must be in secrets/ before the first start"
