@@ -242,7 +242,7 @@ class App:
     def _coalesced(
         self,
         name: str,
-        use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]],
+        use_case: Callable[[Sequence[C]], Sequence[R | Exception]],
         *,
         calls_vault: bool,
         max_batch: int = MAX_BATCH,

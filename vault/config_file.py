@@ -65,7 +65,7 @@ def load(path: Path) -> Settings:
 def with_workers(settings: Settings, count: int) -> Settings:
     """The same with another number of workers. Raises `ConfigProblems`."""
     changed = settings.model_copy(update={"server": settings.server.model_copy(update={"workers": count})})
-    problems = _worker_problems(changed)
+    problems = [*_worker_problems(changed), *_metrics_problems(changed)]
     if problems:
         raise ConfigProblems(problems)
     return changed
@@ -323,6 +323,9 @@ def _database_problems(settings: Settings | _Parts) -> list[str]:
         return [] if folder.is_dir() else [f"database.url: no such folder: {folder}"]
     if url.scheme != "postgresql":
         return ["database.url: must begin with sqlite:/// or postgresql://"]
+    if re.search(r"[#\s]", text):
+        # Where one reader ends the address, another goes on: what was checked would not be what is connected to.
+        return ["database.url: holds a space or a #; write them as %20 and %23"]
     problems = []
     if url.password or "password" in query:
         problems.append("database.url: holds a password; put it into a file and name it in database.password_file")

@@ -18,6 +18,7 @@ class SystemClock:
 
 READ_AHEAD = 4096
 """Bytes of randomness that a thread asks for at once."""
+_NOTHING_LEFT = (0, bytearray(), 0)
 
 
 class SystemEntropy:
@@ -34,13 +35,15 @@ class SystemEntropy:
         """`count` unpredictable bytes."""
         if count > READ_AHEAD:
             return os.urandom(count)
-        ahead = self._ahead
-        if getattr(ahead, "pid", 0) != os.getpid() or ahead.used + count > READ_AHEAD:
-            ahead.block, ahead.used, ahead.pid = bytearray(os.urandom(READ_AHEAD)), 0, os.getpid()
-        begin, end = ahead.used, ahead.used + count
-        drawn = bytes(ahead.block[begin:end])
-        ahead.block[begin:end] = bytes(count)
-        ahead.used = end
+        mine = self._ahead.__dict__
+        # Taken out in one step: a signal handler that draws meanwhile, on this very thread, reads a block of its own.
+        pid, block, used = mine.pop("left", _NOTHING_LEFT)
+        if pid != os.getpid() or used + count > READ_AHEAD:
+            pid, block, used = os.getpid(), bytearray(os.urandom(READ_AHEAD)), 0
+        end = used + count
+        drawn = bytes(block[used:end])
+        block[used:end] = bytes(count)
+        mine["left"] = pid, block, end
         return drawn
 
 

@@ -15,6 +15,12 @@ secret() {
     }
 }
 
+# copy NAME OTHER USER: not by cp -n, which some call a failure where there is nothing to do.
+copy() {
+    [ -e "secrets/$2" ] || cp "secrets/$1" "secrets/$2"
+    chown "$3" "secrets/$2"
+}
+
 # folder PATH USER
 folder() {
     mkdir -p "$1"
@@ -27,8 +33,7 @@ chmod 711 secrets # each file in it has an owner of its own
 for role in owner intake account release operator auditor; do
     # One copy for whom it lets in, one for the service that sets it.
     secret "database_$role" "$CARDVAULT"
-    cp -n "secrets/database_$role" "secrets/set_database_$role"
-    chown "$POSTGRES" "secrets/set_database_$role"
+    copy "database_$role" "set_database_$role" "$POSTGRES"
 done
 secret postgres_superuser "$POSTGRES"
 [ -e secrets/postgres_passfile ] || {
@@ -41,9 +46,12 @@ secret openbao_admin_password "$OPENBAO"
     chown "$OPENBAO" secrets/openbao_seal_key
 }
 secret setup_token "$CARDVAULT"
-cp -n secrets/setup_token secrets/openbao_setup_token
-chown "$OPENBAO" secrets/openbao_setup_token
+copy setup_token openbao_setup_token "$OPENBAO"
 
 folder logins "$CARDVAULT"
+for login in intake release operator checkpointer; do
+    # Docker would make what it is to mount as root's, and the set-up could not write there.
+    folder "logins/$login" "$CARDVAULT"
+done
 folder audit "$CARDVAULT"
 echo "prepared; README.md lists the certificates that must be in secrets/ before the first start"

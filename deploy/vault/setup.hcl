@@ -3,9 +3,9 @@
 #   bao policy write cardvault-setup setup.hcl
 #   bao token create -policy=cardvault-setup -no-default-policy -orphan -ttl=15m -field=token > admin-token
 #
-# Whoever may write policies and logins can grant themselves what those policies say, so this token is worth as much as
-# all the logins together: make it for one run, let it expire. It can read no card and unwrap no key by itself, and it
-# can neither change nor delete a key that exists (`create` without `config`).
+# Whoever may write policies and logins can write a policy that allows everything, this one too, and log in with it: so in
+# the wrong hands this token is worth a root token. Make it for one run, let it expire. As it is, it can read no card,
+# unwrap no key, and neither change nor delete a key that exists (no path ends in `config`).
 #
 # For another mount than transit/, or another AppRole mount, change the names here.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,11 @@ def test_a_service_is_hardened(name: str) -> None:
     assert service["ulimits"]["core"] == 0
     assert any(mount.startswith("/tmp:") and "noexec" in mount for mount in service["tmpfs"])
     assert not {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"} & service.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if "postgres" not in SERVICES[name]["image"]])
+def test_what_holds_numbers_or_keys_is_never_swapped_out(name: str) -> None:
+    assert SERVICES[name]["memswap_limit"] == SERVICES[name]["mem_limit"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -145,3 +152,31 @@ def test_scripts_stop_at_the_first_error(script: Path) -> None:
 
     assert text.startswith("#!/bin/sh\n")
     assert "\nset -eu\n" in text
+
+
+def test_what_is_mounted_exists_before_docker_makes_it_root_s_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    # The users of the containers may not exist here, and only root could give files away.
+    owners = tmp_path / "owners"
+    chown = tmp_path / "bin" / "chown"
+    chown.parent.mkdir()
+    chown.write_text(f'#!/bin/sh\necho "$@" >> {owners}\n', encoding="utf-8")
+    chown.chmod(0o755)
+    place = tmp_path / "compose"
+    place.mkdir()
+    shutil.copy(FOLDER / "prepare.sh", place)
+    runs = []
+
+    for _ in range(2):
+        subprocess.run(["sh", place / "prepare.sh"], check=True, env={"PATH": f"{chown.parent}:/usr/bin:/bin"})
+        runs.append({path: path.read_bytes() for path in (place / "secrets").iterdir()})
+
+    mounted = {
+        volume.split(":")[0].removeprefix("./")
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./")
+    }
+    assert mounted >= {"audit", "logins", "logins/intake"}
+    assert {f"10001 {folder}" for folder in mounted} <= set(owners.read_text(encoding="utf-8").splitlines())
+    assert all((place / folder).stat().st_mode & 0o777 == 0o700 for folder in mounted)
+    assert runs[0] == runs[1]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from tests.support.cards import fresh_digits
@@ -28,8 +31,10 @@ from vault.client import (
     Unavailable,
 )
 from vault.client.calls import Call, Effect, Request
+from vault.client.clients import _read
 from vault.client.errors import Failure
 from vault.client.retry import Attempts, Budget
+from vault.v1.account_pb2 import ListCardsResponse
 
 Code = grpc.StatusCode
 UNKNOWN_CODES = [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL]
@@ -43,6 +48,10 @@ DEFINITE = {
     Code.RESOURCE_EXHAUSTED: Overloaded,
     Code.UNIMPLEMENTED: NotServed,
 }
+SAID_BEFORE_LOOKING = [
+    *(Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.UNIMPLEMENTED),
+    *(Code.PERMISSION_DENIED, Code.INVALID_ARGUMENT),
+]
 NO_CONNECTION = Failure(Code.UNAVAILABLE, "failed to connect to all addresses; last error: …")
 LOST = Failure(Code.UNAVAILABLE, "Socket closed")
 SOON = timedelta(milliseconds=200)
@@ -185,7 +194,7 @@ def test_a_redemption_that_was_never_sent_has_not_used_up_the_grant() -> None:
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.UNIMPLEMENTED])
+@pytest.mark.parametrize("code", SAID_BEFORE_LOOKING)
 def test_that_the_second_attempt_did_nothing_says_nothing_of_the_first(code: grpc.StatusCode) -> None:
     assert type(error_after(LOST, Failure(code))) is OutcomeUnknown
     assert type(error_after(NO_CONNECTION, Failure(code))) is DEFINITE[code]
@@ -225,10 +234,10 @@ def test_whatever_is_not_known_to_be_definite_is_unknown(code: grpc.StatusCode) 
 class _WireError:
     """An error as gRPC hands it over."""
 
-    def __init__(self, text: str, *details: any_pb2.Any) -> None:
+    def __init__(self, text: str, *details: any_pb2.Any, error_id: str = "req_x") -> None:
         self._text = text
         status = status_pb2.Status(code=3, details=details)
-        self._metadata = (("cardvault-error-id", "req_x"), ("grpc-status-details-bin", status.SerializeToString()))
+        self._metadata = (("cardvault-error-id", error_id), ("grpc-status-details-bin", status.SerializeToString()))
 
     def code(self) -> grpc.StatusCode:
         return Code.INVALID_ARGUMENT
@@ -261,13 +270,37 @@ def test_details_of_an_answer_are_read() -> None:
     assert error.error_id == "req_x"
 
 
+@pytest.mark.parametrize("seconds", [-(2**62), 2**62])
+def test_a_wait_that_no_clock_can_hold_is_still_an_error_of_ours(seconds: int) -> None:
+    told = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds))
+
+    failure = Failure.of(_WireError("unavailable", _packed(told)))
+
+    assert failure.retry_after in (timedelta(), timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda _: ListCardsResponse.FromString(b"\xff"), lambda _: Timestamp(seconds=2**60).ToDatetime()]
+)
+def test_an_answer_that_cannot_be_read_leaves_the_outcome_unknown(read: Callable[[bytes], Any]) -> None:
+    found = _read(Call("/s/M", Request(b""), read, Effect.WRITE, None), b"answer")
+
+    assert found == Failure(Code.INTERNAL, "the answer cannot be read")
+
+
+def test_no_time_at_all_is_not_the_default_time() -> None:
+    call = Call("/s/M", Request(b""), bytes, Effect.READ, timedelta())
+
+    assert Attempts(call, Options(), Budget(20), now=100.0).seconds(100.0) == 0
+
+
 @pytest.mark.parametrize("write", [str, " ".join, "-".join, lambda digits: f"x{digits}y{digits}"])
 def test_a_number_in_a_foreign_text_is_withheld(write: type[str]) -> None:
     digits = fresh_digits()
     violation = error_details_pb2.BadRequest.FieldViolation(field="f", description=write(digits))
     packed = _packed(error_details_pb2.BadRequest(field_violations=[violation]))
 
-    failure = Failure.of(_WireError(f"odd: {write(digits)}", packed))
+    failure = Failure.of(_WireError(f"odd: {write(digits)}", packed, error_id=write(digits)))
 
     assert digits[4:12] not in "".join(c for c in repr(failure) + str(InvalidArgument(failure)) if c.isdigit())
 

@@ -19,6 +19,7 @@ from vault.config_file import (
     load,
     load_for_operator,
     problems_with,
+    with_workers,
 )
 from vault.domain.caller import Role
 from vault.domain.card import CardState
@@ -277,6 +278,23 @@ def test_a_password_in_the_url_is_refused(facts: dict[str, Any], tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        # The driver's library knows no fragment and goes on to a host that was not looked at.
+        "postgresql://#@db.example/cardvault",
+        "postgresql:///cardvault?application_name=a#&host=db.example",
+        "postgresql://cardvault@db.example/cardvault?sslmode=verify-full&ssl\tmode=disable",
+    ],
+)
+def test_an_address_that_two_readers_would_read_differently_is_refused(
+    facts: dict[str, Any], tmp_path: Path, url: str
+) -> None:
+    assert problems_of(changed(facts, "database.url", url), tmp_path) == [
+        "database.url: holds a space or a #; write them as %20 and %23"
+    ]
+
+
+@pytest.mark.parametrize(
     ("url", "is_safe"),
     [
         ("postgresql://cardvault@db.example/cardvault?sslmode=verify-full", True),
@@ -286,6 +304,9 @@ def test_a_password_in_the_url_is_refused(facts: dict[str, Any], tmp_path: Path,
         ("postgresql://cardvault@db.example/cardvault?sslmode=verify-ca", False),
         ("postgresql://cardvault@db.example/cardvault?sslmode=verify-full&sslmode=disable", False),
         ("postgresql:///cardvault?host=db.example", False),
+        ("postgresql://cardvault@one.example:5432,two.example:5432/cardvault?sslmode=verify-full", True),
+        ("postgresql://cardvault@one.example:5432,two.example:5432/cardvault", False),
+        ("postgresql:///cardvault?host=/run/postgresql,two.example", False),
         ("postgresql:///cardvault?hostaddr=192.0.2.1", False),
     ],
 )
@@ -425,6 +446,18 @@ def test_the_password_comes_from_its_file_whatever_letters_it_has(facts: dict[st
 
     assert settings.database_url() == "postgresql://cardvault:p%40ss%2Fw%3Ard%3F%23%25@db.example:5433/cards?x=1"
     assert "p@ss" not in repr(settings)
+
+
+def test_workers_asked_for_on_the_command_line_need_their_metrics_ports_too(
+    facts: dict[str, Any], tmp_path: Path
+) -> None:
+    url = "postgresql://cardvault@db.example/cardvault?sslmode=verify-full"
+    facts = changed(facts, "database.url", url) | {"metrics": {"listen": "127.0.0.1:65534"}}
+    settings = load(write(facts, tmp_path))
+
+    assert with_workers(settings, 2).server.workers == 2
+    with pytest.raises(ConfigProblems, match="with a port left for each worker"):
+        with_workers(settings, 3)
 
 
 def test_settings_cannot_be_changed(facts: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,6 +15,7 @@ import pytest
 from tests.support.cards import fresh_digits
 from vault.domain.errors import StoreUnavailable
 from vault.metrics.facts import REST, Fact, Facts, Look
+from vault.metrics.listener import Listener
 from vault.metrics.prometheus import Metrics
 from vault.ports_telemetry import FAILED, READ
 
@@ -88,3 +92,28 @@ def test_after_a_look_that_took_long_the_next_one_waits() -> None:
     facts = looked(Look(name="cards", every=timedelta(seconds=1), find=find))
 
     assert facts._found["cards"].due - began >= 0.05 * REST
+
+
+def test_a_client_that_drips_does_not_keep_others_from_the_page() -> None:
+    listener = Listener("127.0.0.1", 0, lambda: b"page")
+    listener.start()
+    host, _, port = listener.address.rpartition(":")
+    ends = threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as slow:
+            while not ends.wait(0.2):
+                slow.sendall(b"x")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        sleep(0.3)
+        connection = http.client.HTTPConnection(host, int(port), timeout=6)
+        connection.request("GET", "/metrics")
+        assert connection.getresponse().read() == b"page"
+        connection.close()
+    finally:
+        ends.set()
+        dripping.join()
+        listener.stop()

@@ -40,6 +40,12 @@ def test_several_hosts_are_written_as_libpq_writes_them(hosts: str, host: str, p
     }
 
 
+def test_several_hosts_need_no_user_in_the_url() -> None:
+    found = arguments("postgresql://one:5001,other:5002/cardvault?sslmode=verify-full")
+
+    assert found == {"host": "one,other", "port": "5001,5002", "dbname": "cardvault", "sslmode": "verify-full"}
+
+
 def test_one_host_is_as_it_was() -> None:
     found = arguments("postgresql://cardvault@db.internal:5433/cardvault?sslmode=verify-full")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -47,4 +50,28 @@ def test_what_was_drawn_is_not_kept() -> None:
 
     drawn = entropy.bytes(32)
 
-    assert drawn not in bytes(entropy._ahead.block)
+    _, left, used = entropy._ahead.left
+    assert used == 32
+    assert drawn not in bytes(left)
+
+
+def test_who_draws_in_the_middle_of_a_draw_gets_other_bytes() -> None:
+    entropy = SystemEntropy()
+    drawn = [entropy.bytes(16)]
+
+    def interrupt(frame: FrameType, _event: str, _of: object) -> Any:
+        # As a signal handler would, between any two lines.
+        if frame.f_code is SystemEntropy.bytes.__code__:
+            drawn.append(entropy.bytes(16))
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        drawn.append(entropy.bytes(16))
+    finally:
+        sys.settrace(before)
+
+    assert len(drawn) > 5
+    assert len(set(drawn)) == len(drawn)
+    assert bytes(16) not in drawn

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from vault.client.calls import Call, Request
 from vault.client.channels import Channels
@@ -63,7 +62,7 @@ def _read(described: Call[T], raw: bytes) -> tuple[T] | Failure:
     """The answer, in a tuple so that None can be one."""
     try:
         return (described.answer(raw),)
-    except DecodeError:
+    except Exception:  # noqa: BLE001 - whatever is odd about it, its text could quote it
         return Failure(grpc.StatusCode.INTERNAL, "the answer cannot be read")
 
 

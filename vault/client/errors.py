@@ -38,6 +38,8 @@ _ERROR_ID_KEY = "cardvault-error-id"
 _DETAILS_KEY = "grpc-status-details-bin"
 _LONG_NUMBER = re.compile(r"[0-9]{8,}")
 _MAX_TEXT = 500
+_LONGEST_WAIT = 24 * 60 * 60
+"""Seconds; a server that says more says never."""
 _NEVER_LEFT = "failed to connect to all addresses"
 """How gRPC begins where it has no connection to send anything over. Were that to change, less would be repeated."""
 
@@ -73,7 +75,7 @@ class Failure:
         return cls(
             code=error.code(),
             text=_harmless(error.details() or ""),
-            error_id=str(metadata.get(_ERROR_ID_KEY, "")),
+            error_id=_harmless(str(metadata.get(_ERROR_ID_KEY, ""))),
             reason=reason,
             violations=violations,
             retry_after=retry_after,
@@ -222,9 +224,8 @@ def _details(raw: str | bytes) -> tuple[tuple[FieldViolation, ...], str, timedel
             case error_details_pb2.ErrorInfo():
                 reason = _harmless(detail.reason)
             case error_details_pb2.RetryInfo():
-                retry_after = timedelta(
-                    seconds=detail.retry_delay.seconds, microseconds=detail.retry_delay.nanos // 1000
-                )
+                told = timedelta(microseconds=detail.retry_delay.nanos // 1000)
+                retry_after = told + timedelta(seconds=min(max(detail.retry_delay.seconds, 0), _LONGEST_WAIT))
     return tuple(violations), reason, retry_after
 
 

@@ -23,7 +23,15 @@ _BACK_FOR_A_SUCCESS = 0.1
 _JITTER_ON_TOLD = 0.25
 
 _SAID_BEFORE_LOOKING = frozenset(
-    {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED, grpc.StatusCode.UNIMPLEMENTED}
+    {
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        # Meanwhile a certificate may have lost its role, a card or an agreement its validity, a server its release.
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    }
 )
 """These say that this attempt did nothing, and nothing about the attempt before it."""
 
@@ -60,7 +68,7 @@ class Attempts:
         self._call = call
         self._options = options
         self._budget = budget
-        self._until = now + (call.deadline or options.deadline).total_seconds()
+        self._until = now + (options.deadline if call.deadline is None else call.deadline).total_seconds()
         self._failed = 0
         self._may_have_happened = False
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 PATH = "/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PATIENCE = 2.0
-"""Seconds that a client may take over its request or its answer; others wait meanwhile."""
+"""Seconds that a client may take over its request and its answer together; others wait meanwhile."""
 
 
 class Listener:
@@ -54,8 +56,23 @@ class _Server(HTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", 0
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answer one client. A timeout of the socket alone would begin anew with every byte that drips in."""
+        enough = threading.Timer(_PATIENCE, _hang_up, (request,))
+        enough.daemon = True
+        enough.start()
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            enough.cancel()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is nothing to talk about."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
-from vault.domain.errors import CardVaultError, Exhausted, Unavailable
+from vault.domain.errors import Exhausted, Unavailable
 from vault.ports_telemetry import FAILED, OK, UNWATCHED, Telemetry
 
 C = TypeVar("C")
@@ -40,7 +40,7 @@ class Coalescer(Generic[C, R]):
 
     def __init__(
         self,
-        use_case: Callable[[Sequence[C]], Sequence[R | CardVaultError]],
+        use_case: Callable[[Sequence[C]], Sequence[R | Exception]],
         *,
         executor: Executor,
         lanes: int,

@@ -36,6 +36,9 @@ _REASON_TOLD = frozenset({Kind.CONFLICT, Kind.PRECONDITION, Kind.CONSENT_REQUIRE
 _DEFAULT_RETRY_MILLIS = 1000
 _RETRYABLE = frozenset({Kind.EXHAUSTED, Kind.UNAVAILABLE, Kind.CONTENTION})
 
+_MAY_HAVE_HAPPENED = "commit_unknown"
+"""No `RetryInfo` goes with it: a processor repeats a redemption only where that says that nothing happened."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -74,7 +77,7 @@ def _details(error: CardVaultError) -> Sequence[Message]:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if reason := reason_told(error):
         details.append(error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN))
-    if error.kind in _RETRYABLE:
+    if error.kind in _RETRYABLE and error.reason != _MAY_HAVE_HAPPENED:
         delay = duration_pb2.Duration()
         if error.retry_after is not None:
             delay.FromTimedelta(error.retry_after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from typing import Any, LiteralString
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import sqlalchemy
@@ -55,7 +55,8 @@ def parse(url: str) -> sqlalchemy.URL:
         return make_url(url)
     # SQLAlchemy takes several hosts with ports in the query alone.
     names, ports = zip(*(_host_and_port(host) for host in hosts.split(",")), strict=True)
-    alone = make_url(parts._replace(netloc=user + at).geturl())
+    rest = urlunsplit(("", "", parts.path, parts.query, parts.fragment))
+    alone = make_url(f"{parts.scheme}://{user}{at}{rest}")
     return alone.update_query_dict({"host": ",".join(names), "port": ",".join(ports)})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from vault.domain.audit import AuditEvent, InclusionProof, event_by
 from vault.domain.caller import Caller
@@ -16,6 +17,9 @@ from vault.domain.ids import CustomerId, EventId, IdempotencyKey, TenantId, Toke
 from vault.ports import CardRef, CardsOf, Erased, PageCursor, Writer
 from vault.usecases.batch import Attempt, Journal, RollBack, World, run_rounds
 from vault.usecases.idempotency import Request, Settled, digest, settle
+
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +93,27 @@ class ListCards:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
-    def __call__(self, queries: Sequence[ListCardsQuery]) -> Sequence[CardPage | CardVaultError]:
+    def __call__(self, queries: Sequence[ListCardsQuery]) -> Sequence[CardPage | Exception]:
         """One page for each. An unknown customer has an empty one."""
+        return _each_its_own(self._pages, queries)
+
+    def _pages(self, queries: Sequence[ListCardsQuery]) -> Sequence[CardPage]:
         wanted = [CardsOf(q.caller.known.tenant, q.customer, q.after, q.limit + 1) for q in queries]
         with self._world.store.reading() as tx:
             found = tx.list_cards(wanted)
         return [_page_of(cards, query.limit) for cards, query in zip(found, queries, strict=True)]
+
+
+def _each_its_own(read: Callable[[Sequence[Q]], Sequence[R]], queries: Sequence[Q]) -> Sequence[R | Exception]:
+    """All at once. Where a row cannot be read, as one of a newer release, that is its own customer's trouble alone."""
+    try:
+        return read(queries)
+    except CardVaultError:
+        raise
+    except Exception as trouble:  # noqa: BLE001 - handed to its caller, whose guard maps it
+        if len(queries) == 1:
+            return [trouble]
+    return [found for query in queries for found in _each_its_own(read, [query])]
 
 
 def _page_of(cards: Sequence[StoredCard], limit: int) -> CardPage:
@@ -108,8 +127,11 @@ class GetCard:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
-    def __call__(self, queries: Sequence[CardCommand]) -> Sequence[StoredCard | CardVaultError]:
+    def __call__(self, queries: Sequence[CardCommand]) -> Sequence[StoredCard | Exception]:
         """The card of each, or `NotAvailable`."""
+        return _each_its_own(self._cards, queries)
+
+    def _cards(self, queries: Sequence[CardCommand]) -> Sequence[StoredCard | CardVaultError]:
         with self._world.store.reading() as tx:
             found = tx.cards([query.ref for query in queries])
         return [found.get(query.ref) or NotAvailable("card_gone") for query in queries]

@@ -8,12 +8,16 @@ from datetime import timedelta
 import pytest
 
 from tests.contract.store.make import card, event, listed, ref, sealed_again, sealed_key, stored, writing
-from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT, consent
-from vault.domain.card import CardState, Expiry
+from tests.support.raw import execute
+from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT, caller, checkout_identity, consent
+from vault.domain.card import CardState, Expiry, StoredCard
 from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import CustomerId, Token
 from vault.ports import CardRef, CardsOf, Fingerprint, KnownCard, PageCursor, SealedCard
 from vault.store import SqlStore
+from vault.system import SystemClock, SystemEntropy
+from vault.usecases.accounts import CardCommand, CardPage, GetCard, ListCards, ListCardsQuery
+from vault.usecases.batch import World
 
 SOMEONE_ELSE = CustomerId("customer-2")
 
@@ -316,3 +320,32 @@ def test_when_the_default_card_goes_the_one_before_it_is_default_again(store: Sq
         tx.erase_cards(TENANT, CUSTOMER, cards[2].token, event_id=event().event_id, now=NOW)
 
     assert _default(store) == [cards[1].token]
+
+
+def test_a_row_that_cannot_be_read_is_its_own_customer_s_trouble_alone(store: SqlStore) -> None:
+    other = CustomerId("customer-2")
+    ours, unreadable = card(), card(tenant=OTHER_TENANT, customer=other)
+    stored(store, ours, unreadable)
+    # As a newer release would write it, whose schemes are more than ours.
+    execute(store._url, f"UPDATE cards SET brand = 99 WHERE customer_id = '{other}'")
+    world = World(environment="test", store=store, clock=SystemClock(), entropy=SystemEntropy())
+    us, them = caller(checkout_identity(TENANT)), caller(checkout_identity(OTHER_TENANT))
+
+    pages = ListCards(world=world)(
+        [
+            ListCardsQuery(caller=them, customer=other, after=None, limit=10),
+            ListCardsQuery(caller=us, customer=CUSTOMER, after=None, limit=10),
+        ]
+    )
+    found = GetCard(world=world)(
+        [
+            CardCommand(caller=them, customer=other, token=unreadable.token),
+            CardCommand(caller=us, customer=CUSTOMER, token=ours.token),
+        ]
+    )
+
+    assert isinstance(pages[0], ValueError)
+    assert isinstance(pages[1], CardPage)
+    assert [each.token for each in pages[1].cards] == [ours.token]
+    assert isinstance(found[0], ValueError)
+    assert isinstance(found[1], StoredCard)
