@@ -244,6 +244,13 @@ def test_signing_in_leads_nowhere_but_into_the_shop(street: Street) -> None:
         assert shopper.submit(form, name="Guest", next=elsewhere).path == "/account"
 
 
+def test_what_stands_in_an_address_is_shown_as_text(street: Street) -> None:
+    page = street.shopper().get("/sign-in?next=%22%3E%3Cb%20id=planted%3E&notice=%3Cb%3E")
+
+    assert page.form("/sign-in").fields["next"] == '"><b id=planted>'
+    assert "b" not in {tag for tag, _ in page.tags}
+
+
 def test_the_account_page_changes_expiry_and_default_and_erases_all(street: Street) -> None:
     shopper = street.shopper("Tidy")
     first, second = (fresh_typed_card(with_security_code=True) for _ in range(2))
