@@ -23,31 +23,17 @@ from vault.ports import CardsOf
 from vault.store.columns import Engine, from_micros
 from vault.store.given import Given
 from vault.store.link import Batch, Link
-from vault.store.rows import uses_of
+from vault.store.rows import CARD_COLUMNS, uses_of
 from vault.store.tables import cards, consents
 
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST = bindparam("most", type_=Integer())
 
-_COLUMNS: tuple[ColumnElement[Any], ...] = (
-    cards.c.token,
-    cards.c.brand,
-    cards.c.last4,
-    cards.c.expiry_year,
-    cards.c.expiry_month,
-    cards.c.state,
-    cards.c.created_at,
-    consents.c.consent_id,
-    consents.c.customer_id.label("consent_customer_id"),
-    consents.c.token.label("consent_token"),
-    consents.c.recorded_at,
-    consents.c.recorded_by,
-    consents.c.terms_version,
-    consents.c.terms_sha256,
-    consents.c.uses,
-    consents.c.channel,
-    consents.c.locale,
-    consents.c.agreed_until,
+# Whose they are is asked, not answered.
+_COLUMNS = CARD_COLUMNS[2:]
+_CREATED_AT, _TERMS_SHA256, _AGREED_UNTIL, _AGREED_AT = (
+    [column.key for column in _COLUMNS].index(name)
+    for name in ("created_at", "terms_sha256", "agreed_until", "agreed_at")
 )
 
 
@@ -71,15 +57,14 @@ def _page(given: Given) -> Any:
     )
 
 
-def _default_token(given: Given) -> Any:
-    """The rule for the default card: the highest rank, then the oldest, then the first by token."""
+def default_token(tenant: ColumnElement[Any], customer: ColumnElement[Any]) -> Any:
+    """The rule for a customer's default card: the highest rank, then the oldest, then the first by token."""
     others = cards.alias("others")
     return (
         select(others.c.token)
-        .where(others.c.tenant_id == given.c.tenant_id, others.c.customer_id == given.c.customer_id)
+        .where(others.c.tenant_id == tenant, others.c.customer_id == customer)
         .order_by(others.c.default_rank.desc(), others.c.created_at, others.c.token)
         .limit(1)
-        .correlate(given.rows)
     )
 
 
@@ -87,15 +72,16 @@ def _default_token(given: Given) -> Any:
 def _statement(engine: Engine) -> Batch:
     number = Column("number", BigInteger())
     given = Given(engine, [number, cards.c.tenant_id, cards.c.customer_id, cards.c.created_at, cards.c.token])
+    first = default_token(given.c.tenant_id, given.c.customer_id).correlate(given.rows)
     if engine is Engine.POSTGRESQL:
-        page, default = _page(given).lateral("page"), _default_token(given).lateral("first")
+        page, default = _page(given).lateral("page"), first.lateral("first")
         found = given.rows.join(page, true()).join(default, true())
         return Batch(select(given.c.number, default.c.token.label("default_token"), *page.c).select_from(found), given)
     page = _page(given).subquery("page")
     columns = [func.hex(each) if each.key == "terms_sha256" else each for each in page.c]
     listed = select(func.json_group_array(func.json_array(*columns))).scalar_subquery()
     # json(): else it might be taken for a text that is to be quoted.
-    every = func.json_array(given.c.number, _default_token(given).scalar_subquery(), func.json(listed))
+    every = func.json_array(given.c.number, first.scalar_subquery(), func.json(listed))
     return Batch(select(func.json_group_array(every).label("pages")).select_from(given.rows), given)
 
 
@@ -123,26 +109,24 @@ def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard
     return [tuple(sorted(page, key=_place)[: each.limit]) for each, page in zip(wanted, cards_of, strict=True)]
 
 
-def _begin(of: CardsOf) -> tuple[datetime, str]:
-    return (_BEGINNING, "") if of.after is None else (of.after.created_at, of.after.token)
-
-
 def _place(card: StoredCard) -> tuple[datetime, str]:
     return card.created_at, card.token
 
 
 def _card_from_json(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
-    values[6] = from_micros(values[6])
-    values[10] = from_micros(values[10])
-    values[13] = bytes.fromhex(values[13])
-    if values[17] is not None:
-        values[17] = from_micros(values[17])
+    values[_CREATED_AT] = from_micros(values[_CREATED_AT])
+    values[_AGREED_AT] = from_micros(values[_AGREED_AT])
+    values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256])
+    if values[_AGREED_UNTIL] is not None:
+        values[_AGREED_UNTIL] = from_micros(values[_AGREED_UNTIL])
     return _card(of, default, values)
 
 
 def _card(of: CardsOf, default: str, values: Sequence[Any]) -> StoredCard:
     """From `_COLUMNS`."""
-    token, brand, last4, year, month, state, created_at, consent_id, agreed_by, agreed_for, agreed_at, by = values[:12]
+    token, brand, last4, year, month, state, created_at, consent_id, agreed_by, agreed_for, *consent, agreed_at, by = (
+        values
+    )
     return StoredCard(
         tenant=of.tenant,
         customer=of.customer,
@@ -158,7 +142,7 @@ def _card(of: CardsOf, default: str, values: Sequence[Any]) -> StoredCard:
             consent_id=ConsentId(consent_id),
             customer=CustomerId(agreed_by),
             token=Token(agreed_for),
-            consent=_consent(*values[12:]),
+            consent=_consent(*consent),
             agreed_at=agreed_at,
             recorded_by=by,
         ),

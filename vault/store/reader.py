@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, literal_column, select
 
@@ -57,24 +56,12 @@ def not_withdrawn() -> ColumnElement[bool]:
     return one.is_(None)
 
 
-def _is_default(tenant: Any, customer: Any) -> Any:
-    """The rule for the default card: the highest rank, then the oldest, then the first by token."""
-    others = cards.alias("others")
-    first = (
-        select(others.c.token)
-        .where(others.c.tenant_id == tenant, others.c.customer_id == customer)
-        .order_by(others.c.default_rank.desc(), others.c.created_at, others.c.token)
-        .limit(1)
-        .scalar_subquery()
-    )
-    return (cards.c.token == first).label("is_default")
-
-
 @cache
 def _cards(engine: Engine) -> Batch:
     given = Given(engine, [cards.c.tenant_id, cards.c.customer_id, cards.c.token])
+    first = read_cards.default_token(cards.c.tenant_id, cards.c.customer_id).scalar_subquery()
     statement = (
-        select(*CARD_COLUMNS, _is_default(cards.c.tenant_id, cards.c.customer_id))
+        select(*CARD_COLUMNS, (cards.c.token == first).label("is_default"))
         .select_from(cards.join(consents, _CONSENT_OF_CARD))
         .join(
             given.rows,
