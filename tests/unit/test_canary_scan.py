@@ -319,6 +319,41 @@ def test_many_canaries_are_searched_in_passes(tmp_path: Path, monkeypatch: pytes
     assert found == {c.id for c in canaries}
 
 
+def test_processes_that_share_the_work_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, digits in enumerate(NUMBERS):
+        (tmp_path / f"log-{number}").write_text(digits * 2)
+    (tmp_path / f"named-{NUMBERS[0]}").write_text("nothing but its name")
+    canaries = [Canary(Kind.PAN, digits, f"len{len(digits)}") for digits in NUMBERS]
+    alone = leak_scan.scan([tmp_path], canaries)
+
+    monkeypatch.setattr(leak_scan, "_WORTH_SHARING", 1)
+
+    assert leak_scan.scan([tmp_path], canaries) == alone
+    assert {finding.canary for finding in alone} == {canary.id for canary in canaries}
+
+
+def test_a_process_that_fails_fails_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leak_scan, "_WORTH_SHARING", 1)
+    (tmp_path / "log").write_text(NUMBERS[0])
+
+    with pytest.raises(RuntimeError, match="failed"):
+        leak_scan.scan([tmp_path], [Canary("no kind", NUMBERS[0], "x")])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", [0, 100, (1 << 20) - 9, 1 << 20, (3 << 20) - 9, 3 << 20, (5 << 20) - 16])
+def test_a_number_among_many_zeros_is_found(place: int, tmp_path: Path) -> None:
+    digits = NUMBERS[-1].encode()
+    for name, form in (("plain", digits), ("wide", digits.decode().encode("utf-16-le"))):
+        data = bytearray(5 << 20)
+        at = min(place, len(data) - len(form))
+        data[at : at + len(form)] = form
+        (tmp_path / name).write_bytes(data)
+
+    findings = SCANNER.scan([tmp_path])
+
+    assert {finding.path.name for finding in findings} == {"plain", "wide"}
+
+
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "tools/canary_scan.py", *arguments], capture_output=True, text=True, check=False

@@ -15,13 +15,18 @@ import os
 import re
 import secrets
 import stat
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 REGISTRY_SUFFIX = ".canaries"
+
+Place = tuple[Path, Path]
+"""The root that was to be searched, and a file in it."""
 
 
 class Kind(StrEnum):
@@ -224,10 +229,12 @@ def _short_needles(digits: str) -> Iterator[_Masked]:
 
 # --- the search -----------------------------------------------------------------------------------------------------
 
-_BLOCK = 8 << 20
+_BLOCK = 1 << 20
 _OVERLAP = 4096
 _PATCH = 64 << 10
 _CANARIES_AT_ONCE = 4000
+_WORTH_SHARING = 128 << 20
+"""Bytes to be read, in all passes together, from which on several processes share the files."""
 
 
 class Scanner:
@@ -269,17 +276,19 @@ class Scanner:
 
     def scan(self, roots: Iterable[Path]) -> tuple[Finding, ...]:
         """Findings in files and, recursively, directories. Raises `OSError` for a root or file that cannot be read."""
+        return self.scan_places(places_below(roots))
+
+    def scan_places(self, places: Iterable[Place]) -> tuple[Finding, ...]:
+        """Findings in files, each with the root under which it was found."""
         found: set[Finding] = set()
-        for root in roots:
-            root.lstat()
-            for path in _files_below(root):
-                in_name = [
-                    Finding(root, -1, form, canary)
-                    for _, form, canary in self.scan_bytes(os.fsencode(path.relative_to(root.parent)))
-                ]
-                found.update(in_name)
-                # A report that named such a file would itself be a leak, so what is in it goes by the root's name.
-                found.update(self.scan_file(path, shown=root if in_name else path))
+        for root, path in places:
+            in_name = [
+                Finding(root, -1, form, canary)
+                for _, form, canary in self.scan_bytes(os.fsencode(path.relative_to(root.parent)))
+            ]
+            found.update(in_name)
+            # A report that named such a file would itself be a leak, so what is in it goes by the root's name.
+            found.update(self.scan_file(path, shown=root if in_name else path))
         return tuple(sorted(found))
 
     def scan_file(self, path: Path, *, shown: Path) -> Iterator[Finding]:
@@ -289,7 +298,11 @@ class Scanner:
                 base, tail = 0, b""
                 while block := file.read(_BLOCK):
                     data = tail + block
-                    for offset, form, canary in self.scan_bytes(data):
+                    searched = data
+                    if not block.lstrip(b"\0"):
+                        # Databases fill files with zeros. What began before them may end in the first few.
+                        searched = data[: len(tail) + _OVERLAP] if tail.lstrip(b"\0") else b""
+                    for offset, form, canary in self.scan_bytes(searched):
                         yield Finding(shown, base + offset, form, canary)
                     # What spans two blocks is found in the second; what lies whole in the overlap, twice.
                     keep = min(len(data), _OVERLAP)
@@ -364,11 +377,54 @@ class Scanner:
 
 
 def scan(roots: Sequence[Path], canaries: Sequence[Canary]) -> tuple[Finding, ...]:
-    """As `Scanner.scan`, in several passes where there are so many canaries that one table would be too large."""
+    """As `Scanner.scan`, in several passes where there are so many canaries that one table would be too large.
+
+    Where that is a lot of work, processes share it; the secrets go to them through pipes. Raises `RuntimeError` if one
+    of them does not come to its end.
+    """
+    places = list(places_below(roots))
+    passes = -(-len(canaries) // _CANARIES_AT_ONCE)
+    sizes = {place: _size(place[1]) for place in places}
+    if sum(sizes.values()) * passes < _WORTH_SHARING:
+        return scan_in_passes(places, canaries)
+    # Dealt out by size, so that all are done at about the same time.
+    places.sort(key=sizes.__getitem__)
+    processes = min(os.cpu_count() or 1, len(places))
+    return _shared([places[number::processes] for number in range(processes)], canaries)
+
+
+def scan_in_passes(places: Sequence[Place], canaries: Sequence[Canary]) -> tuple[Finding, ...]:
+    """What is found in these files, pass after pass, in this process."""
     found: set[Finding] = set()
     for at in range(0, len(canaries), _CANARIES_AT_ONCE):
-        found.update(Scanner(canaries[at : at + _CANARIES_AT_ONCE]).scan(roots))
+        found.update(Scanner(canaries[at : at + _CANARIES_AT_ONCE]).scan_places(places))
     return tuple(sorted(found))
+
+
+def _shared(parts: Sequence[Sequence[Place]], canaries: Sequence[Canary]) -> tuple[Finding, ...]:
+    secrets_of_all = [(canary.kind, canary.text, canary.id) for canary in canaries]
+
+    def run(part: Sequence[Place]) -> list[Finding]:
+        task = {"canaries": secrets_of_all, "places": [(os.fspath(root), os.fspath(path)) for root, path in part]}
+        done = subprocess.run(
+            [sys.executable, "-m", "vault.testing.scan_part"],
+            input=json.dumps(task).encode(),
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError("a process of the leak scan failed; what it says stands above")
+        return [Finding(Path(path), *more) for path, *more in json.loads(done.stdout)]
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return tuple(sorted({finding for found in threads.map(run, parts) for finding in found}))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _positions(raw: bytes, first: int, last: int) -> tuple[int, int]:
@@ -386,6 +442,13 @@ def _with_separators(form: str, raw: bytes) -> str:
     names = {b" "[0]: "spaced", b"-"[0]: "dashed", b"%"[0]: "URL-encoded", b"\\"[0]: "escaped"}
     how = sorted({names.get(byte, "separated") for byte in between if byte not in b"xXuU"})
     return f"{form}, {' and '.join(how)}"
+
+
+def places_below(roots: Iterable[Path]) -> Iterator[Place]:
+    """Every regular file below. Raises `OSError` for a root or directory that cannot be read."""
+    for root in roots:
+        root.lstat()
+        yield from ((root, path) for path in _files_below(root))
 
 
 def _files_below(root: Path) -> Iterator[Path]:
