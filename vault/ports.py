@@ -318,6 +318,11 @@ class Reader(Protocol):
     def cards(self, refs: Sequence[CardRef]) -> Mapping[CardRef, StoredCard]:
         """Those that exist and belong to that customer of that tenant."""
 
+    def default_cards(
+        self, customers: Sequence[tuple[TenantId, CustomerId]]
+    ) -> Mapping[tuple[TenantId, CustomerId], Token]:
+        """The default card of each customer who has cards."""
+
     def known_cards(
         self, fingerprints: Sequence[tuple[TenantId, Fingerprint]]
     ) -> Mapping[tuple[TenantId, Fingerprint], KnownCard]:

@@ -18,7 +18,18 @@ class SystemClock:
 
 READ_AHEAD = 4096
 """Bytes of randomness that a thread asks for at once."""
-_NOTHING_LEFT = (0, bytearray(), 0)
+_NOTHING_LEFT = (bytearray(), READ_AHEAD)
+
+_ahead = threading.local()
+"""What each thread read and did not hand out yet."""
+
+
+def _forget() -> None:
+    _ahead.__dict__.clear()
+
+
+# A forked process must not draw what its parent draws. To ask at each draw who we are would be to ask the system again.
+os.register_at_fork(after_in_child=_forget)
 
 
 class SystemEntropy:
@@ -28,22 +39,19 @@ class SystemEntropy:
     What was handed out is wiped here, and a forked process never draws from what was read before.
     """
 
-    def __init__(self) -> None:
-        self._ahead = threading.local()
-
     def bytes(self, count: int) -> bytes:
         """`count` unpredictable bytes."""
         if count > READ_AHEAD:
             return os.urandom(count)
-        mine = self._ahead.__dict__
+        mine = _ahead.__dict__
         # Taken out in one step: a signal handler that draws meanwhile, on this very thread, reads a block of its own.
-        pid, block, used = mine.pop("left", _NOTHING_LEFT)
-        if pid != os.getpid() or used + count > READ_AHEAD:
-            pid, block, used = os.getpid(), bytearray(os.urandom(READ_AHEAD)), 0
+        block, used = mine.pop("left", _NOTHING_LEFT)
+        if used + count > READ_AHEAD:
+            block, used = bytearray(os.urandom(READ_AHEAD)), 0
         end = used + count
         drawn = bytes(block[used:end])
         block[used:end] = bytes(count)
-        mine["left"] = pid, block, end
+        mine["left"] = block, end
         return drawn
 
 

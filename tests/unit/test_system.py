@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vault import system
 from vault.system import READ_AHEAD, SystemEntropy
 
 
@@ -34,25 +35,34 @@ def test_threads_share_nothing() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking beside other threads
 def test_a_forked_process_draws_its_own() -> None:
     entropy = SystemEntropy()
-    entropy.bytes(16)  # something was read ahead
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.write(writing, entropy.bytes(16))
-        os._exit(0)
-    os.waitpid(child, 0)
 
-    assert os.read(reading, 16) != entropy.bytes(16)
+    def fork_and_draw() -> tuple[bytes, bytes]:
+        entropy.bytes(16)  # something was read ahead
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writing, entropy.bytes(16))
+            os._exit(0)
+        os.waitpid(child, 0)
+        return os.read(reading, 16), entropy.bytes(16)
+
+    with ThreadPoolExecutor(1) as pool:
+        for childs, ours in (fork_and_draw(), pool.submit(fork_and_draw).result()):
+            assert childs != ours
 
 
 def test_what_was_drawn_is_not_kept() -> None:
-    entropy = SystemEntropy()
+    def draw() -> tuple[bytes, bytes, int]:
+        drawn = SystemEntropy().bytes(32)
+        left, used = system._ahead.left
+        return drawn, bytes(left), used
 
-    drawn = entropy.bytes(32)
+    with ThreadPoolExecutor(1) as pool:  # a thread that drew nothing before
+        drawn, left, used = pool.submit(draw).result()
 
-    _, left, used = entropy._ahead.left
     assert used == 32
-    assert drawn not in bytes(left)
+    assert len(left) == READ_AHEAD
+    assert drawn not in left
 
 
 def test_who_draws_in_the_middle_of_a_draw_gets_other_bytes() -> None:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import hvac
-import requests.exceptions
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
-from vault.keyring.http import http_session, vault_client
+from vault.keyring.http import Posts, http_session, vault_client
 from vault.keyring.login import Lease, Login, VaultAddress
-from vault.keyring.trouble import FOREIGN, Trouble, translate
+from vault.keyring.trouble import FOREIGN, Trouble, connection_broke, translate
 from vault.ports_telemetry import FAILED, OK, REFUSED, UNWATCHED, Telemetry
 
 T = TypeVar("T")
@@ -66,7 +65,8 @@ class VaultSession:
         self._login = login
         self._clock = clock
         self._telemetry = telemetry
-        self._http = http_session(address, connections=connections)
+        self._http = http_session(address, connections=2)
+        self._posts = Posts(address, connections=connections)
         self._lock = threading.Lock()
         self._held: _Held | None = None
         self._failure: _Failure | None = None
@@ -121,7 +121,7 @@ class VaultSession:
     def write(self, path: str, body: dict[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """`data` of the answer to writing `body` to `path` under the transit mount."""
         found = self.call(
-            lambda client: client.write_data(f"{self.mount}/{path}", data=body),
+            lambda client: self._posts.post(f"{self.mount}/{path}", body, token=client.token),
             repeatable=repeatable,
             operation=path.partition("/")[0],
         )
@@ -138,6 +138,7 @@ class VaultSession:
         if held is not None and held.lease.ours:
             with contextlib.suppress(*FOREIGN):
                 held.client.adapter.post("/v1/auth/token/revoke-self", timeout=_FAREWELL)
+        self._posts.close()
         self._http.close()
 
     # --- calls ------------------------------------------------------------------------------------------------------
@@ -147,8 +148,7 @@ class VaultSession:
         try:
             return fn(held.client)
         except FOREIGN as e:
-            broken = isinstance(e, requests.exceptions.ConnectionError)
-            broken = broken and not isinstance(e, requests.exceptions.Timeout)
+            broken = connection_broke(e)
             trouble = translate(e)
         if broken and repeatable:
             return self._attempt(held, fn, repeatable=False)

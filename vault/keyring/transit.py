@@ -6,6 +6,7 @@ Neither keeps a data key, and neither writes anything to a log.
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -107,15 +108,28 @@ class ReleaseTransit:
 
     def __init__(self, session: VaultSession, *, threads: int = 8) -> None:
         self._session = session
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vault-release")
 
     def unwrap(self, items: Sequence[KeyToUnwrap]) -> Sequence[bytes | KeyRefused | KeyRingUnavailable]:
         """Unwrap each key in a Vault call of its own, so that Vault's audit log shows each (PCI DSS 10.2.1.1)."""
-        trips = Trips(self._pool)
+        answers: dict[int, bytes | KeyRefused | KeyRingUnavailable] = {}
         outages: list[KeyRingUnavailable] = []
-        answers = [trips.add(partial(self._unwrap_one, item, outages)) for item in items]
+        waiting = deque(enumerate(items))
+
+        def work() -> None:
+            while waiting:
+                try:
+                    place, item = waiting.popleft()
+                except IndexError:  # another took the last one just now
+                    return
+                answers[place] = self._unwrap_one(item, outages)
+
+        trips = Trips(self._pool)
+        for _ in range(min(self._threads, len(items))):
+            trips.add(work)
         trips.run()
-        return [answer.result() for answer in answers]
+        return [answers[place] for place in range(len(items))]
 
     def check(self, canary: KeyToUnwrap | None) -> None:
         """Prove readiness with a real unwrap of `canary`. Raises `KeyRingUnavailable`, also if there is none."""

@@ -44,7 +44,14 @@ FOREIGN = (
     TypeError,
     ValueError,
 )
-"""Whatever a call through hvac may raise."""
+"""Whatever a call to Vault may raise."""
+
+_NO_CONNECTION = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.SSLError,
+    urllib3.exceptions.ClosedPoolError,
+)
 
 # Vault says in words alone why it answers 400 to a decrypt. These speak of the ciphertext; any other text is trouble
 # with Vault or with us, and must not raise a false alarm about an altered row.
@@ -52,6 +59,13 @@ _CIPHERTEXT_REFUSED = ("cipher: message authentication failed", "invalid ciphert
 # An operator raised min_decryption_version too early. It heals when lowered again, so it is no refusal.
 _VERSION_RETIRED = "disallowed by policy (too old)"
 _KEY_MISSING = ("encryption key not found", "no handler for route", "unsupported path")
+
+
+def connection_broke(error: BaseException) -> bool:
+    """Whether one of `FOREIGN` says that there is no connection, or none any more; silence is something else."""
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return not isinstance(error, requests.exceptions.Timeout)
+    return isinstance(error, _NO_CONNECTION)
 
 
 def translate(error: BaseException, *, logging_in: bool = False) -> KeyRingUnavailable | KeyRefused:
@@ -84,10 +98,10 @@ def _of_transport(error: BaseException) -> Trouble:
             return Trouble.RATE_LIMITED
         case answers.BadGateway():
             return Trouble.UNREACHABLE
-        case requests.exceptions.Timeout():
-            return Trouble.TIMEOUT
-        case requests.exceptions.ConnectionError():
+        case _ if connection_broke(error):
             return Trouble.UNREACHABLE
+        case requests.exceptions.Timeout() | urllib3.exceptions.TimeoutError():
+            return Trouble.TIMEOUT
         case answers.VaultError() | requests.exceptions.RequestException() | urllib3.exceptions.HTTPError():
             return Trouble.ERROR
         case OSError():

@@ -50,6 +50,15 @@ def to_canonical_json(facts: Mapping[str, str | int]) -> str:
     return _encode(dict(facts))
 
 
+def from_canonical_json(text: Any) -> Mapping[str, str | int] | None:
+    """What `to_canonical_json` wrote; None for anything else."""
+    try:
+        facts: Any = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None  # somebody else wrote it; who reads it must not stumble over one row
+    return facts if isinstance(facts, dict) else None
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An instant: `timestamptz` on PostgreSQL, microseconds since 1970 on SQLite; always aware UTC in Python."""
 
@@ -90,13 +99,7 @@ class CanonicalJson(TypeDecorator[Mapping[str, str | int]]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Mapping[str, str | int] | None:  # noqa: ARG002
         """From the database to Python."""
-        if value is None:
-            return None
-        try:
-            facts: Any = json.loads(value)
-        except (ValueError, RecursionError):
-            return None  # somebody else wrote it; who reads it must not stumble over one row
-        return facts if isinstance(facts, dict) else None
+        return None if value is None else from_canonical_json(value)
 
 
 def identifier() -> TypeEngine[str]:

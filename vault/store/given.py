@@ -80,6 +80,10 @@ class Given:
         """The columns."""
         return self.rows.c
 
+    def named(self, row: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
+        """The values of a row under these names."""
+        return [row[self._names.index(name)] for name in names]
+
     def params(self, rows: Iterable[Sequence[Any]]) -> dict[str, str]:
         """The parameter that carries these rows; each row has its values in the order of the columns."""
         written: list[Any] = []

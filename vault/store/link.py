@@ -6,15 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Column, Connection, Row
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
 from vault.store.columns import Engine
 from vault.store.faults import unavailable
 from vault.store.given import Given
+from vault.store.one_row import OneRow
 
 T = TypeVar("T")
+
+WORTH_A_TRY = 4
+"""Rows from which on SQLite is first asked how many it took, and which only if that is not all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,37 @@ class Batch:
 
     statement: Any
     given: Given
+    from_json: OneRow | None = None
+    """How its rows are read where all come as one."""
+
+
+def selecting(engine: Engine, statement: Any, given: Given) -> Batch:
+    """A SELECT whose rows may come in any order.
+
+    SQLite hands over one row at a time, and at each of them this thread lets others go before it; so there they come as
+    a single row that holds them all.
+    """
+    if engine is Engine.POSTGRESQL:
+        return Batch(statement, given)
+    one_row = OneRow(statement)
+    return Batch(one_row.statement, given, one_row)
+
+
+@dataclass(frozen=True, slots=True)
+class Inserting:
+    """An INSERT that may pass rows over: `told` returns the `names` of those that it took, `untold` does not."""
+
+    told: Any
+    untold: Any
+    given: Given
+    names: tuple[str, ...]
+
+
+def telling(insert: tuple[Any, Given], *columns: Column[Any]) -> Inserting:
+    """An INSERT by what it tells of the rows that it took; each of these columns must be as it was given."""
+    statement, given = insert
+    names = tuple(column.name for column in columns)
+    return Inserting(statement.returning(*columns), statement.execution_options(preserve_rowcount=True), given, names)
 
 
 class Link:
@@ -46,7 +81,23 @@ class Link:
 
     def batch_rows(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Row[Any]]:
         """The rows that a statement returns for the rows given."""
-        return self.rows(batch.statement, {**batch.given.params(rows), **more}) if rows else ()
+        if not rows:
+            return ()
+        found = self.rows(batch.statement, {**batch.given.params(rows), **more})
+        return found if batch.from_json is None else batch.from_json.rows(found[0][0])
+
+    def batch_inserted(self, batch: Inserting, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Sequence[Any]]:
+        """The `names` of each row that an INSERT took."""
+        if not rows:
+            return ()
+        params = {**batch.given.params(rows), **more}
+        if (
+            self.engine is Engine.SQLITE
+            and len(rows) >= WORTH_A_TRY
+            and self._took_all(batch.untold, params, len(rows))
+        ):
+            return [batch.given.named(row, batch.names) for row in rows]
+        return self.rows(batch.told, params)
 
     def batch_count(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> int:
         """How many rows an UPDATE or DELETE changed for the rows given; of an INSERT it says nothing."""
@@ -63,6 +114,20 @@ class Link:
                     return self._connection.execute(batch.statement, batch.given.params(rows)).all()
             except IntegrityError:
                 return None
+
+        return self._run(attempt)
+
+    def _took_all(self, statement: Any, params: Mapping[str, Any], count: int) -> bool:
+        """Whether the INSERT took as many rows; if not, it has no effect."""
+
+        def attempt() -> bool:
+            tried = self._connection.begin_nested()
+            took_all = bool(self._connection.execute(statement, params).rowcount == count)
+            if took_all:
+                tried.commit()
+            else:
+                tried.rollback()
+            return took_all
 
         return self._run(attempt)
 

@@ -7,7 +7,7 @@ row that holds all pages, as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from itertools import repeat
@@ -18,7 +18,7 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Integer, and_, bindpar
 from vault.domain.brand import Brand
 from vault.domain.card import CardState, Expiry, StoredCard
 from vault.domain.consent import Consent, ConsentChannel, ConsentEntry
-from vault.domain.ids import ConsentId, CustomerId, Token
+from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
 from vault.ports import CardsOf
 from vault.store.columns import Engine, from_micros
 from vault.store.given import Given
@@ -107,6 +107,28 @@ def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard
         for number, default, page in json.loads(found[0].pages):
             cards_of[number] += map(_card_from_json, repeat(wanted[number]), repeat(default), page)
     return [tuple(sorted(page, key=_place)[: each.limit]) for each, page in zip(wanted, cards_of, strict=True)]
+
+
+@cache
+def _defaults(engine: Engine) -> Batch:
+    number = Column("number", BigInteger())
+    given = Given(engine, [number, cards.c.tenant_id, cards.c.customer_id])
+    first = default_token(given.c.tenant_id, given.c.customer_id).correlate(given.rows).scalar_subquery()
+    if engine is Engine.POSTGRESQL:
+        return Batch(select(given.c.number, first.label("token")).select_from(given.rows), given)
+    every = func.json_group_array(func.json_array(given.c.number, first))
+    return Batch(select(every.label("tokens")).select_from(given.rows), given)
+
+
+def defaults(
+    link: Link, customers: Sequence[tuple[TenantId, CustomerId]]
+) -> Mapping[tuple[TenantId, CustomerId], Token]:
+    """The default card of each who has cards."""
+    if not customers:
+        return {}
+    found = link.batch_rows(_defaults(link.engine), [(n, *each) for n, each in enumerate(customers)])
+    pairs: Any = found if link.engine is Engine.POSTGRESQL else json.loads(found[0].tokens)
+    return {customers[number]: Token(token) for number, token in pairs if token is not None}
 
 
 def _place(card: StoredCard) -> tuple[datetime, str]:

@@ -28,7 +28,7 @@ from vault.store import read_cards, read_customer
 from vault.store import rows as as_domain
 from vault.store.columns import Engine
 from vault.store.given import Given
-from vault.store.link import Batch, Link
+from vault.store.link import Batch, Link, selecting
 from vault.store.rows import (
     CARD_COLUMNS,
     GRANT_COLUMNS,
@@ -72,7 +72,7 @@ def _cards(engine: Engine) -> Batch:
             ),
         )
     )
-    return Batch(statement, given)
+    return selecting(engine, statement, given)
 
 
 @cache
@@ -88,7 +88,7 @@ def _known_cards(engine: Engine) -> Batch:
         given.rows,
         and_(card_secrets.c.tenant_id == given.c.tenant_id, card_secrets.c.fingerprint == given.c.fingerprint),
     )
-    return Batch(statement, given)
+    return selecting(engine, statement, given)
 
 
 @cache
@@ -99,7 +99,7 @@ def _once_keys(engine: Engine) -> Batch:
         .join(given.rows, and_(once_keys.c.tenant_id == given.c.tenant_id, once_keys.c.once_id == given.c.once_id))
         .where(once_keys.c.state == OPEN)
     )
-    return Batch(statement, given)
+    return selecting(engine, statement, given)
 
 
 @cache
@@ -109,7 +109,7 @@ def _grants(engine: Engine, *, with_target: bool) -> Batch:
         grants, and_(grants.c.tenant_id == given.c.tenant_id, grants.c.grant_sha256 == given.c.grant_sha256)
     )
     if not with_target:
-        return Batch(select(*GRANT_COLUMNS).select_from(found), given)
+        return selecting(engine, select(*GRANT_COLUMNS).select_from(found), given)
     found = (
         found.outerjoin(cards, and_(cards.c.tenant_id == grants.c.tenant_id, cards.c.token == grants.c.token))
         .outerjoin(
@@ -121,7 +121,7 @@ def _grants(engine: Engine, *, with_target: bool) -> Batch:
             once_keys, and_(once_keys.c.tenant_id == grants.c.tenant_id, once_keys.c.once_id == grants.c.once_id)
         )
     )
-    return Batch(select(*GRANT_COLUMNS, *TARGET_COLUMNS).select_from(found), given)
+    return selecting(engine, select(*GRANT_COLUMNS, *TARGET_COLUMNS).select_from(found), given)
 
 
 @cache
@@ -130,7 +130,7 @@ def _idempotency(engine: Engine) -> Batch:
     statement = select(*IDEMPOTENCY_COLUMNS).join(
         given.rows, and_(*(idempotency.c[c.name] == given.c[c.name] for c in idempotency.primary_key.columns))
     )
-    return Batch(statement, given)
+    return selecting(engine, statement, given)
 
 
 _SETTING = select(settings.c.value).where(settings.c.name == bindparam("wanted"))
@@ -155,6 +155,12 @@ class SqlReader:
         )
         stored = map(as_domain.stored_card, found)
         return {CardRef(card.tenant, card.customer, card.token): card for card in stored}
+
+    def default_cards(
+        self, customers: Sequence[tuple[TenantId, CustomerId]]
+    ) -> Mapping[tuple[TenantId, CustomerId], Token]:
+        """The default card of each customer who has cards."""
+        return read_cards.defaults(self._link, list(dict.fromkeys(customers)))
 
     def known_cards(
         self, fingerprints: Sequence[tuple[TenantId, Fingerprint]]

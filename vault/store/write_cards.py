@@ -14,7 +14,7 @@ from vault.domain.ids import Token
 from vault.ports import CardRef, KeyName, NewCard
 from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
-from vault.store.link import Batch, Link
+from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.oldest import refuse_retired
 from vault.store.rows import card_values, consent_values, secret_values
 from vault.store.tables import card_secrets, cards, consents
@@ -39,10 +39,10 @@ def _insert_cards(engine: Engine) -> Batch:
 
 
 @cache
-def _insert_secrets(engine: Engine) -> Batch:
+def _insert_secrets(engine: Engine) -> Inserting:
     statement, given = inserting(engine, card_secrets)
     fingerprint = [card_secrets.c.tenant_id, card_secrets.c.fingerprint]
-    return Batch(statement.on_conflict_do_nothing(index_elements=fingerprint).returning(card_secrets.c.token), given)
+    return telling((statement.on_conflict_do_nothing(index_elements=fingerprint), given), card_secrets.c.token)
 
 
 @cache
@@ -168,7 +168,7 @@ def insert_new(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
     # Everyone inserts in this order, so that two batches that share cards wait for each other but never in a circle.
     ordered = sorted(new, key=lambda card: (card.tenant, card.fingerprint.value, card.token))
     secrets = [row_of(card_secrets, secret_values(card)) for card in ordered]
-    inserted = frozenset(Token(row.token) for row in link.batch_rows(_insert_secrets(link.engine), secrets))
+    inserted = frozenset(Token(token) for (token,) in link.batch_inserted(_insert_secrets(link.engine), secrets))
     stored = [card for card in ordered if card.token in inserted]
     add_consents(link, stored)
     link.batch_count(_insert_cards(link.engine), [row_of(cards, card_values(card)) for card in stored])

@@ -35,7 +35,7 @@ from vault.domain.ids import OnceId, OrderId, TenantId
 from vault.ports import Claim, KeyName, OnceKey
 from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
-from vault.store.link import Batch, Link
+from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.oldest import refuse_retired
 from vault.store.reader import not_withdrawn
 from vault.store.rows import OPEN, SPENT
@@ -67,10 +67,10 @@ def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
 
 
 @cache
-def _insert_grants(engine: Engine) -> Batch:
+def _insert_grants(engine: Engine) -> Inserting:
     statement, given = inserting(engine, grants)
     free = statement.on_conflict_do_nothing(index_elements=list(_SUBJECT), index_where=text("state = 'open'"))
-    return Batch(free.returning(grants.c.grant_sha256), given)
+    return telling((free, given), grants.c.grant_sha256)
 
 
 @cache
@@ -241,7 +241,7 @@ def insert(link: Link, new: Sequence[Grant]) -> frozenset[bytes]:
         )
         for grant in ordered
     ]
-    return frozenset(row.grant_sha256 for row in link.batch_rows(_insert_grants(link.engine), values))
+    return frozenset(grant_sha256 for (grant_sha256,) in link.batch_inserted(_insert_grants(link.engine), values))
 
 
 def revoke_for_subjects(link: Link, subjects: Sequence[tuple[TenantId, str, OrderId]], now: datetime) -> int:

@@ -13,14 +13,14 @@ from vault.domain.ids import IdempotencyKey, TenantId
 from vault.ports import IdempotencyId, IdempotencyRecord
 from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
-from vault.store.link import Batch, Link
+from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.tables import idempotency
 
 _KEY = (idempotency.c.tenant_id, idempotency.c.method, idempotency.c.idempotency_key)
 
 
 @cache
-def _claim(engine: Engine) -> Batch:
+def _claim(engine: Engine) -> Inserting:
     statement, given = inserting(engine, idempotency)
     taken_over = {c.name: statement.excluded[c.name] for c in idempotency.columns if not c.primary_key}
     statement = statement.on_conflict_do_update(
@@ -28,7 +28,7 @@ def _claim(engine: Engine) -> Batch:
         set_=taken_over,
         where=idempotency.c.expires_at <= bindparam("now", type_=UtcTime()),
     )
-    return Batch(statement.returning(*_KEY), given)
+    return telling((statement, given), *_KEY)
 
 
 @cache
@@ -96,10 +96,8 @@ def claim(link: Link, records: Sequence[IdempotencyRecord], now: datetime) -> fr
         )
         for record in sorted(records, key=lambda record: _sort_key(record.id))
     ]
-    claimed = link.batch_rows(_claim(link.engine), values, now=now)
-    return frozenset(
-        IdempotencyId(TenantId(row.tenant_id), row.method, IdempotencyKey(row.idempotency_key)) for row in claimed
-    )
+    claimed = link.batch_inserted(_claim(link.engine), values, now=now)
+    return frozenset(IdempotencyId(TenantId(tenant), method, IdempotencyKey(key)) for tenant, method, key in claimed)
 
 
 def replace_answers(link: Link, answers: Mapping[IdempotencyId, Mapping[str, str | int]]) -> int:

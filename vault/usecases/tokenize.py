@@ -315,16 +315,16 @@ class Tokenize:
         now: datetime,
     ) -> None:
         """Set results and record one event for each."""
-        refs: dict[int, CardRef] = {}
-        for a in (*done, *repeated):
-            if a.storing is not None:
-                token = _token_of(a, settled.repeats.get(id(a)))
-                assert token is not None, "it was stored"
-                refs[id(a)] = CardRef(a.tenant, a.storing.customer, token)
+        again = [a for a in (*done, *repeated) if a.storing is not None and not _is_new(a, settled)]
+        refs = {id(a): _ref_of(a, settled.repeats.get(id(a))) for a in again}
         stored = tx.cards(list(refs.values())) if refs else {}
+        new = [(a, a.storing.new_card) for a in done if a.storing and a.storing.new_card and _is_new(a, settled)]
+        # Of what this transaction has just written only this is not known here.
+        defaults = tx.default_cards([(card.tenant, card.customer) for _, card in new]) if new else {}
+        shown = {id(a): _shown(card, default=defaults.get((card.tenant, card.customer))) for a, card in new}
         for a in (*done, *repeated):
             ref = refs.get(id(a))
-            card = stored.get(ref) if ref is not None else None
+            card = shown.get(id(a)) if ref is None else stored.get(ref)
             if ref is not None and card is None:
                 journal.refuse(a, NotAvailable("card_gone"), target=ref.token)
                 continue
@@ -341,7 +341,7 @@ class Tokenize:
                     now=now,
                     event=EVENT,
                     customer=a.command.customer or "",
-                    target=ref.token if ref is not None else a.once.once_id if a.once else "",
+                    target=card.token if card is not None else a.once.once_id if a.once else "",
                     order=a.command.order or "",
                     details=_details(a, repeated=id(a) in settled.repeats),
                 )
@@ -353,6 +353,34 @@ def _token_of(a: _Attempt, repeated: IdempotencyRecord | None) -> Token | None:
     if a.storing is None:
         return None
     return Token(str(repeated.answer["token"])) if repeated is not None else a.storing.entry.token
+
+
+def _is_new(a: _Attempt, settled: Settled[_Attempt]) -> bool:
+    """Whether this very round stored the card for the first time."""
+    return a.known is None and id(a) not in settled.repeats
+
+
+def _ref_of(a: _Attempt, repeated: IdempotencyRecord | None) -> CardRef:
+    token = _token_of(a, repeated)
+    assert a.storing is not None, "only stored cards are asked for"
+    assert token is not None, "it was stored"
+    return CardRef(a.tenant, a.storing.customer, token)
+
+
+def _shown(card: NewCard, *, default: Token | None) -> StoredCard:
+    """As the database would show what was just inserted."""
+    return StoredCard(
+        tenant=card.tenant,
+        customer=card.customer,
+        token=card.token,
+        brand=card.brand,
+        last4=card.last4,
+        expiry=card.expiry,
+        state=card.state,
+        is_default=card.token == default,
+        created_at=card.stored_at,
+        consent=card.consent,
+    )
 
 
 def _reseal(tx: Writer, again: Sequence[tuple[_Attempt, NewCard]]) -> set[int]:

@@ -86,6 +86,18 @@ def test_of_a_fingerprint_that_is_stored_already_nothing_is_stored(store: SqlSto
     assert listed(store) == [first.token]
 
 
+def test_of_many_cards_only_those_that_are_stored_already_are_passed_over(store: SqlStore) -> None:
+    first, fresh = card(), [card() for _ in range(12)]
+    stored(store, first)
+    again = card(fingerprint=first.fingerprint.value)
+
+    with writing(store) as tx:
+        inserted = tx.insert_new_cards([*fresh[:6], again, *fresh[6:]])
+
+    assert inserted == {each.token for each in fresh}
+    assert set(listed(store)) == {first.token, *inserted}
+
+
 def test_of_two_with_one_fingerprint_in_one_call_one_is_stored(store: SqlStore) -> None:
     first = card()
     second = card(fingerprint=first.fingerprint.value)
@@ -293,6 +305,26 @@ def test_the_oldest_card_is_the_default_until_another_is_made_it(store: SqlStore
         assert tx.set_default(ref(cards[2]))
 
     assert _default(store) == [cards[2].token]
+
+
+def test_the_default_of_many_customers_is_asked_for_at_once(store: SqlStore) -> None:
+    first, second = card(), card(stored_at=NOW + timedelta(seconds=1))
+    theirs, elsewhere = card(customer=SOMEONE_ELSE), card(tenant=OTHER_TENANT)
+    stored(store, second, first, theirs, elsewhere)
+
+    with writing(store) as tx:
+        oldest = tx.default_cards([(TENANT, CUSTOMER)])
+        tx.set_default(ref(second))
+        defaults = tx.default_cards(
+            [(TENANT, CUSTOMER), (TENANT, SOMEONE_ELSE), (OTHER_TENANT, CUSTOMER), (OTHER_TENANT, SOMEONE_ELSE)]
+        )
+
+    assert oldest == {(TENANT, CUSTOMER): first.token}
+    assert defaults == {
+        (TENANT, CUSTOMER): second.token,
+        (TENANT, SOMEONE_ELSE): theirs.token,
+        (OTHER_TENANT, CUSTOMER): elsewhere.token,
+    }
 
 
 def test_the_card_made_default_last_is_the_one_default_on_all_pages(store: SqlStore) -> None:

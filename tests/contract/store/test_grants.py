@@ -62,7 +62,9 @@ def test_a_grant_is_found_only_in_the_tenants_named(store: SqlStore) -> None:
         assert tx.grants([GrantKey((), grant.grant_sha256)]) == {}
 
 
-def test_a_second_open_grant_for_the_same_subject_and_order_is_not_inserted(store: SqlStore) -> None:
+@pytest.mark.parametrize("beside", [0, 12])
+def test_a_second_open_grant_for_the_same_subject_and_order_is_not_inserted(store: SqlStore, beside: int) -> None:
+    others = [grant_for(new_token()) for _ in range(beside)]
     first = grant_for(new_token())
     assert first.token is not None
     granted(store, first)
@@ -70,9 +72,11 @@ def test_a_second_open_grant_for_the_same_subject_and_order_is_not_inserted(stor
     elsewhere = grant_for(first.token, order=OrderId("order-2"))
 
     with writing(store) as tx:
-        inserted = tx.insert_grants([second, elsewhere])
+        inserted = tx.insert_grants([second, elsewhere, *others])
 
-    assert inserted == {elsewhere.grant_sha256}
+    assert inserted == {each.grant_sha256 for each in (elsewhere, *others)}
+    with store.reading() as tx:
+        assert tx.grants([GrantKey((TENANT,), second.grant_sha256)]) == {}
 
 
 def test_after_revoking_another_grant_can_be_issued(store: SqlStore) -> None:
@@ -264,7 +268,7 @@ def test_a_card_whose_consent_the_ledger_says_is_withdrawn_is_not_released(store
 
 def _put_back(store: SqlStore, old: NewCard) -> None:
     with store.writing() as tx:
-        tx._link.batch_count(write_cards._insert_secrets(store.kind), [row_of(card_secrets, secret_values(old))])
+        tx._link.batch_inserted(write_cards._insert_secrets(store.kind), [row_of(card_secrets, secret_values(old))])
         tx._link.batch_count(write_cards._insert_cards(store.kind), [row_of(cards, card_values(old))])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from tests.contract.store.make import DAY, record, writing
 from tests.support.world import NOW, OTHER_TENANT, new_token
 from vault.ports import IdempotencyId, IdempotencyRecord
@@ -26,7 +28,9 @@ def test_a_free_key_is_claimed_and_its_record_read_back(store: SqlStore) -> None
     assert _found(store, new.id) == new
 
 
-def test_a_taken_key_is_not_claimed_and_keeps_its_answer(store: SqlStore) -> None:
+@pytest.mark.parametrize("beside", [0, 12])
+def test_a_taken_key_is_not_claimed_and_keeps_its_answer(store: SqlStore, beside: int) -> None:
+    others = [record() for _ in range(beside)]
     first = record()
     second = record(key=first.id.key, answer={"other": 1})
     free = record()
@@ -34,22 +38,25 @@ def test_a_taken_key_is_not_claimed_and_keeps_its_answer(store: SqlStore) -> Non
         tx.claim_idempotency([first], now=NOW)
 
     with writing(store) as tx:
-        claimed = tx.claim_idempotency([second, free], now=NOW + DAY - timedelta(microseconds=1))
+        claimed = tx.claim_idempotency([second, free, *others], now=NOW + DAY - timedelta(microseconds=1))
 
-    assert claimed == {free.id}
+    assert claimed == {each.id for each in (free, *others)}
     assert _found(store, first.id) == first
+    assert all(_found(store, each.id) == each for each in others)
 
 
-def test_an_expired_key_is_free_again(store: SqlStore) -> None:
+@pytest.mark.parametrize("beside", [0, 12])
+def test_an_expired_key_is_free_again(store: SqlStore, beside: int) -> None:
+    others = [record(created_at=NOW + DAY) for _ in range(beside)]
     first = record(token=new_token())
     second = replace(record(key=first.id.key, created_at=NOW + DAY), customer=None)
     with writing(store) as tx:
         tx.claim_idempotency([first], now=NOW)
 
     with writing(store) as tx:
-        claimed = tx.claim_idempotency([second], now=NOW + DAY)
+        claimed = tx.claim_idempotency([second, *others], now=NOW + DAY)
 
-    assert claimed == {second.id}
+    assert claimed == {each.id for each in (second, *others)}
     assert _found(store, first.id) == second
 
 

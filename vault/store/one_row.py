@@ -1,0 +1,60 @@
+"""All rows of a SELECT as one row of JSON, and back."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Boolean, ColumnElement, LargeBinary, Text, case, func, literal_column, null, select
+from sqlalchemy.types import TypeEngine
+
+from vault.store.columns import CanonicalJson, UtcTime, from_canonical_json, from_micros
+
+_READERS: tuple[tuple[type[TypeEngine[Any]], Callable[[Any], Any]], ...] = (
+    (UtcTime, from_micros),
+    (LargeBinary, bytes.fromhex),
+    (CanonicalJson, from_canonical_json),
+    (Boolean, bool),
+)
+
+
+class OneRow:
+    """A SELECT of SQLite in another form; `rows` are as the SELECT itself would give them, in any order."""
+
+    def __init__(self, statement: Any) -> None:
+        found = statement.subquery("found")
+        columns = list(found.c)
+        self.statement = select(func.json_group_array(func.json_array(*map(_as_json, columns))))
+        self._make_row = _row_type([column.key for column in columns])
+        self._readers = [
+            (place, read)
+            for place, column in enumerate(columns)
+            for kind, read in _READERS
+            if isinstance(column.type, kind)
+        ]
+
+    def rows(self, document: str) -> Sequence[Any]:
+        """The rows that the statement's one row holds."""
+        rows = json.loads(document)
+        for row in rows:
+            for place, read in self._readers:
+                if row[place] is not None:
+                    row[place] = read(row[place])
+        return [self._make_row(*row) for row in rows]
+
+
+def _row_type(names: Sequence[str]) -> Callable[..., Any]:
+    kind: Any = namedtuple
+    made: Callable[..., Any] = kind("Row", names)
+    return made
+
+
+def _as_json(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """JSON holds no bytes; those that somebody put where text belongs must not spoil the rows beside them."""
+    if isinstance(column.type, LargeBinary):
+        return case((column.is_(None), null()), else_=func.hex(column))
+    if isinstance(column.type, Text | CanonicalJson):
+        return case((func.typeof(column) == literal_column("'blob'"), null()), else_=column)
+    return column
