@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Row
@@ -43,6 +44,11 @@ def selecting(engine: Engine, statement: Any, given: Given) -> Batch:
     return Batch(one_row.statement, given, one_row)
 
 
+@cache
+def _one_row(statement: Any) -> OneRow:
+    return OneRow(statement)
+
+
 @dataclass(frozen=True, slots=True)
 class Inserting:
     """An INSERT that may pass rows over: `told` returns the `names` of those that it took, `untold` does not."""
@@ -74,6 +80,13 @@ class Link:
     def rows(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """The rows that a statement returns."""
         return self._run(lambda: self._connection.execute(statement, parameters or {}).all())
+
+    def page(self, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a SELECT that has many, in any order: see `selecting`."""
+        if self.engine is Engine.POSTGRESQL:
+            return self.rows(statement, parameters)
+        one_row = _one_row(statement)
+        return one_row.rows(self.rows(one_row.statement, parameters)[0][0])
 
     def count(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
         """How many rows an UPDATE or DELETE changed."""

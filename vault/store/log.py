@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, or_, select, tuple_, update
@@ -89,12 +90,12 @@ _LOGGED = (
     .order_by(audit_leaves.c.leaf_index)
 )
 _LEAF_HASHES = (
-    select(audit_leaves.c.leaf_hash.label("value"))
+    select(audit_leaves.c.leaf_index.label("place"), audit_leaves.c.leaf_hash.label("value"))
     .where(audit_leaves.c.leaf_index >= _START, audit_leaves.c.leaf_index < bindparam("stop", type_=BigInteger()))
     .order_by(audit_leaves.c.leaf_index)
 )
 _NODE_HASHES = (
-    select(audit_nodes.c.node_hash.label("value"))
+    select(audit_nodes.c.node_index.label("place"), audit_nodes.c.node_hash.label("value"))
     .where(
         audit_nodes.c.level == bindparam("level"),
         audit_nodes.c.node_index >= _START,
@@ -254,9 +255,13 @@ def event_of(row: Any) -> AuditEvent:
     )
 
 
+_OUTCOMES = frozenset(Outcome)
+_facts_of = attrgetter(*(column.name for column in _EVENT if not column.nullable))
+
+
 def _readable(row: Any) -> AuditEvent | None:
     """None for a row that no program of ours wrote."""
-    if row.event_id is None or row.details is None or row.outcome not in set(Outcome):
+    if row.outcome not in _OUTCOMES or None in _facts_of(row):
         return None
     return event_of(row)
 
@@ -290,7 +295,8 @@ def queued(link: Link, limit: int) -> Sequence[QueuedEvent]:
     found: list[QueuedEvent] = []
     after: int | None = None
     while len(found) < limit:
-        page = link.rows(_QUEUED, {"most": limit, "after": -1 if after is None else after})
+        found_here = link.page(_QUEUED, {"most": limit, "after": -1 if after is None else after})
+        page = sorted(found_here, key=attrgetter("arrival"))
         # One that cannot be read keeps waiting, and others do not wait for it.
         events = [(row.arrival, _readable(row)) for row in page]
         found += [QueuedEvent(arrival, event) for arrival, event in events if event is not None]
@@ -325,8 +331,8 @@ def place_of(link: Link, event_id: EventId, tenant: TenantId | None) -> tuple[in
 def nodes(link: Link, level: int, start: int, count: int) -> Sequence[bytes]:
     """Stored hashes of a level."""
     parameters = {"start": start, "stop": start + count}
-    rows = link.rows(_LEAF_HASHES, parameters) if level == 0 else link.rows(_NODE_HASHES, parameters | {"level": level})
-    return [row.value for row in rows]
+    rows = link.page(_LEAF_HASHES, parameters) if level == 0 else link.page(_NODE_HASHES, parameters | {"level": level})
+    return [row.value for row in sorted(rows, key=attrgetter("place"))]
 
 
 def checkpoints(link: Link, after: int, limit: int) -> Sequence[StoredCheckpoint]:
