@@ -82,9 +82,10 @@ def throughput(openbao: OpenBao, directory: Path, url: str, rounds: int, engine:
     for number in range(rounds):
         for with_log in (True, False) if number % 2 else (False, True):
             folder = directory / f"{engine}-{number}-{with_log}"
+            copy = folder / "copy" if with_log else None
             with installed(folder, openbao, url) as installation:
-                _drain(url)
-                server = installation.serve(**_settings(openbao, folder / "copy" if with_log else None))
+                _catch_up(url, copy)
+                server = installation.serve(**_settings(openbao, copy))
                 found, lag = _one(installation, server.port, url)
             rates[with_log].append(found.rate)
             if with_log:
@@ -107,10 +108,12 @@ def _is_cheap(ratio: float) -> bool:
     return ratio >= 0.9
 
 
-def _drain(url: str) -> None:
-    """Events of a round without the log must not be the next one's work."""
+def _catch_up(url: str, copy: Path | None) -> None:
+    """What the rounds before left to be sequenced and copied must not be this one's work."""
     with closing(SqlStore(url)) as store:
         Sequencer(store)()
+        if copy is not None:
+            Shipper(store=store, sink=Directory(copy))()
 
 
 def _one(installation: Installation, port: int, url: str) -> tuple[load.Load, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import fields, replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -139,6 +139,36 @@ def test_an_event_has_one_form_and_comes_back_from_it(event: AuditEvent) -> None
     assert leaf.decode(raw) == event
     assert raw.isascii()
     assert b"\n" not in raw
+
+
+def test_the_form_is_this_one_for_ever() -> None:
+    made = AuditEvent(
+        event_id=EventId("evt_x"),
+        occurred_at=datetime(2026, 1, 2, 3, 4, 5, 60, timezone(timedelta(hours=1))),
+        event="card.tokenized",
+        outcome=Outcome.OK,
+        reason="",
+        actor="spiffe://example.test/checkout",
+        actor_certificate="ab" * 32,
+        role="checkout",
+        peer="ipv4:127.0.0.1:1",
+        request_id=RequestId("req_x"),
+        tenant="shop-a",
+        customer="ada",
+        target="tok_x",
+        order="order-1",
+        processor="acme-pay",
+        grant_sha256=bytes(32),
+        details={"ü": "•", "b": 2, "a": "x"},
+    )
+
+    assert leaf.encode(made) == (
+        b'{"actor":"spiffe://example.test/checkout","actor_certificate":"' + b"ab" * 32 + b'","customer":"ada",'
+        b'"details":{"a":"x","b":2,"\\u00fc":"\\u2022"},"event":"card.tokenized","event_id":"evt_x",'
+        b'"grant_sha256":"' + b"00" * 32 + b'","occurred_at":"2026-01-02T02:04:05.000060Z","order":"order-1",'
+        b'"outcome":"ok","peer":"ipv4:127.0.0.1:1","processor":"acme-pay","reason":"","request_id":"req_x",'
+        b'"role":"checkout","target":"tok_x","tenant":"shop-a","v":1}'
+    )
 
 
 @given(events, st.data())

@@ -16,7 +16,7 @@ from vault.domain.ids import EventId, RequestId
 FORMAT = 1
 """Stands in each leaf as `v`; a later form gets another number, and old leaves stay as they are."""
 
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, check_circular=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False).encode
 
 
 class BadLeaf(Exception):
@@ -25,25 +25,26 @@ class BadLeaf(Exception):
 
 def encode(event: AuditEvent) -> bytes:
     """The leaf, without a line end."""
+    # In the order of their names, so that they need not be sorted a thousand times a second.
     facts: dict[str, Any] = {
-        "v": FORMAT,
-        "event_id": event.event_id,
-        "occurred_at": event.occurred_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "event": event.event,
-        "outcome": event.outcome.value,
-        "reason": event.reason,
         "actor": event.actor,
         "actor_certificate": event.actor_certificate,
-        "role": event.role,
-        "peer": event.peer,
-        "request_id": event.request_id,
-        "tenant": event.tenant,
         "customer": event.customer,
-        "target": event.target,
-        "order": event.order,
-        "processor": event.processor,
+        "details": dict(sorted(event.details.items())),
+        "event": event.event,
+        "event_id": event.event_id,
         "grant_sha256": "" if event.grant_sha256 is None else event.grant_sha256.hex(),
-        "details": dict(event.details),
+        "occurred_at": event.occurred_at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "order": event.order,
+        "outcome": event.outcome.value,
+        "peer": event.peer,
+        "processor": event.processor,
+        "reason": event.reason,
+        "request_id": event.request_id,
+        "role": event.role,
+        "target": event.target,
+        "tenant": event.tenant,
+        "v": FORMAT,
     }
     return _encode(facts).encode("ascii")
 
