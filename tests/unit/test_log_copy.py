@@ -120,6 +120,23 @@ def test_a_copy_is_gone_on_with_across_segments_of_any_length(tmp_path: Path) ->
             list(directory.leaves())
 
 
+@pytest.mark.parametrize("length", [1, 100, (64 << 10) - 1, 64 << 10, 200_000])
+@pytest.mark.parametrize("half", [b"", b"half a li"])
+def test_the_last_line_is_found_however_long_it_is(length: int, half: bytes, tmp_path: Path) -> None:
+    directory = Directory(tmp_path / "copy")
+    with directory.exclusively():
+        for number, line in enumerate([b"a" * length, b"b" * length, b"c" * length]):
+            directory.add_events(number, [line])
+            assert directory.last_event() == line
+    (segment,) = (tmp_path / "copy" / "segments").iterdir()
+    segment.write_bytes(segment.read_bytes() + half)
+
+    assert directory.last_event() == Directory(tmp_path / "copy").last_event() == b"c" * length
+    with directory.exclusively():
+        directory.add_events(3, [b"d"])
+    assert list(directory.leaves(2)) == [b"c" * length, b"d"]
+
+
 def test_recent_lines_are_known_by_place_and_hash() -> None:
     lines = [b"%d" % n for n in range(6)]
     hashes = [leaf_hash(line) for line in lines]

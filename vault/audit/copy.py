@@ -29,6 +29,8 @@ from vault.ports_operator import Busy
 SEGMENT = 4096
 """Events in a full segment."""
 PAGE = 1000
+_END = 64 << 10
+"""Bytes that are read to find a segment's last line."""
 
 
 class CopyTrouble(Exception):
@@ -68,6 +70,7 @@ class Directory:
         self._segments = path / "segments"
         self._checkpoints = path / "checkpoints"
         self._seen: tuple[Path, int, int] | None = None
+        """The last segment when it was last looked at and had only whole lines: its length, and where the log ends."""
         self._newest: tuple[int, int] | None = None
 
     # --- writing ---
@@ -107,10 +110,12 @@ class Directory:
                 at = start + position
                 first = at - at % SEGMENT
                 part = leaves[position : position + SEGMENT - (at - first)]
-                with _opened(self._segment(first), os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+                path = self._segment(first)
+                with _opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
                     file.write(b"".join(each + b"\n" for each in part))
                     file.flush()
                     os.fsync(file.fileno())
+                    self._seen = (path, file.tell(), at + len(part))
                 if at == first:
                     _sync(self._segments)
                 position += len(part)
@@ -177,7 +182,21 @@ class Directory:
     def last_event(self) -> bytes | None:
         """The last whole line."""
         size = self.size()
-        return next(self.leaves(size - 1), None) if size else None
+        if not size:
+            return None
+        if self._seen is not None and (line := self._last_line(*self._seen[:2])) is not None:
+            return line
+        return next(self.leaves(size - 1), None)
+
+    def _last_line(self, path: Path, length: int) -> bytes | None:
+        """Of a file of whole lines; None if it is longer than what is read of its end."""
+        try:
+            with _opened(path, os.O_RDONLY) as file:
+                file.seek(max(0, length - _END))
+                lines = file.read(length - file.tell()).split(b"\n")
+        except OSError as e:
+            raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
+        return lines[-2] if len(lines) > 2 or (length <= _END and len(lines) == 2) else None
 
     def note(self, size: int) -> str:
         """A checkpoint's text. Raises `CopyTrouble`."""
@@ -261,10 +280,14 @@ class Directory:
             if self._seen is not None and self._seen[:2] == (path, length):
                 return self._seen[2]
             with _opened(path, os.O_RDONLY) as file:
-                count = sum(1 for line in file if line.endswith(b"\n"))
+                count = whole = 0
+                for line in file:
+                    if line.endswith(b"\n"):
+                        count += 1
+                        whole += len(line)
         except OSError as e:
             raise CopyTrouble(f"{path}: cannot be read ({e.strerror})") from None
-        self._seen = (path, length, last + count)
+        self._seen = (path, length, last + count) if whole == length else None
         return last + count
 
     def _cut_off_half_a_line(self) -> None:
@@ -272,7 +295,10 @@ class Directory:
         last = self._last_segment()
         if last is None:
             return
-        with _opened(self._segment(last), os.O_RDWR) as file:
+        path = self._segment(last)
+        if self._seen is not None and self._seen[:2] == (path, path.stat().st_size):
+            return
+        with _opened(path, os.O_RDWR) as file:
             whole = sum(len(line) for line in file if line.endswith(b"\n"))
             if file.tell() != whole:
                 file.truncate(whole)
