@@ -12,11 +12,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, bindparam, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 from tests.support.world import NOW
 from vault.domain.errors import StoreUnavailable
-from vault.store import DatabaseRefused, SqlStore, current, head, schema, upgrade
-from vault.store.columns import UtcTime
+from vault.store import DatabaseRefused, SqlStore, current, head, schema, sqlite, upgrade
+from vault.store.columns import Engine, UtcTime
 from vault.store.engine import Limits, open_engines
 from vault.store.tables import metadata
 
@@ -82,6 +83,51 @@ def test_the_release_before_finds_its_way_in_the_newer_schema(empty_database_url
     engines.dispose()
     assert rows == [("tok_1", None, None), ("tok_2", None, None)]
     assert current(empty_database_url) == head()
+
+
+def test_cards_that_are_moved_into_the_order_of_their_names_stay_what_they_are(empty_database_url: str) -> None:
+    """On SQLite they are copied; nothing may change, and no copy may outlive an erasure."""
+    _migrate(empty_database_url, "0005")
+    engines = open_engines(empty_database_url, Limits())
+    with engines.writer.begin() as connection:
+        for number in (3, 1, 2):
+            _store_as_the_first_release(connection, f"tok_{number}")
+        connection.execute(
+            text("UPDATE cards SET network_transaction_id = 'n1', last_used_at = NULL WHERE token='tok_1'")
+        )
+        connection.execute(
+            text(
+                "UPDATE card_secrets SET previous_wrapped_key = 'vault:v1:former', previous_kek_version = 1, "
+                "kek_version = 2, data_key_version = 7, ciphertext = :mark WHERE token = 'tok_2'"
+            ),
+            {"mark": b"sealed-bytes-of-the-second-card"},
+        )
+        before = _everything(connection)
+
+    upgrade(empty_database_url)
+
+    with engines.writer.begin() as connection:
+        assert _everything(connection) == before
+        if engines.kind is Engine.SQLITE:
+            wanted = text("SELECT sql FROM sqlite_master WHERE name IN ('cards', 'card_secrets')")
+            assert all("WITHOUT ROWID" in source for (source,) in connection.execute(wanted))
+        connection.execute(text("DELETE FROM card_secrets WHERE token = 'tok_2'"))
+        connection.execute(text("DELETE FROM cards WHERE token = 'tok_2'"))
+    with pytest.raises(IntegrityError), engines.writer.begin() as connection:
+        connection.execute(text("DELETE FROM cards WHERE token = 'tok_1'"))  # its secret would be left
+    with pytest.raises(IntegrityError), engines.writer.begin() as connection:
+        connection.execute(text("UPDATE card_secrets SET fingerprint = :mark"), {"mark": b"same"})
+    engines.dispose()
+    if engines.kind is Engine.SQLITE:
+        path = sqlite.path_from(empty_database_url)
+        files = b"".join(each.read_bytes() for each in path.parent.glob(f"{path.name}*"))
+        assert b"vault:v1:AA" in files
+        assert b"sealed-bytes-of-the-second-card" not in files
+
+
+def _everything(connection: Connection) -> list[list[tuple[object, ...]]]:
+    tables = [metadata.tables[name] for name in ("consents", "cards", "card_secrets")]
+    return [sorted((tuple(row) for row in connection.execute(table.select())), key=str) for table in tables]
 
 
 def test_every_table_of_a_tenant_has_the_tenant_first_in_its_key_and_a_comment_on_every_column() -> None:
