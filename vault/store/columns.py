@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Text
+from sqlalchemy import BigInteger, Column, ColumnElement, DateTime, Dialect, Text, literal_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -105,3 +105,10 @@ class CanonicalJson(TypeDecorator[Mapping[str, str | int]]):
 def identifier() -> TypeEngine[str]:
     """Text that is compared and ordered by its bytes, as Python does, whatever the database's locale."""
     return Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def unindexed(engine: Engine, column: Column[Any]) -> ColumnElement[Any]:
+    """A column that SQLite chooses no index by: it cannot know how few rows it is given, and would read all open."""
+    if engine is Engine.SQLITE:
+        return literal_column(f"+{column.table.name}.{column.name}", column.type)
+    return column

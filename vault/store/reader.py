@@ -26,7 +26,7 @@ from vault.ports import (
 )
 from vault.store import read_cards, read_customer
 from vault.store import rows as as_domain
-from vault.store.columns import Engine
+from vault.store.columns import Engine, unindexed
 from vault.store.given import Given
 from vault.store.link import Batch, Link, selecting
 from vault.store.rows import (
@@ -97,7 +97,7 @@ def _once_keys(engine: Engine) -> Batch:
     statement = (
         select(*ONCE_COLUMNS)
         .join(given.rows, and_(once_keys.c.tenant_id == given.c.tenant_id, once_keys.c.once_id == given.c.once_id))
-        .where(once_keys.c.state == OPEN)
+        .where(unindexed(engine, once_keys.c.state) == OPEN)
     )
     return selecting(engine, statement, given)
 

@@ -106,7 +106,6 @@ cards = Table(
     CheckConstraint("length(last4) = 4", name="last4"),
     Index("ix_cards_customer", "tenant_id", "customer_id", "created_at", "token"),
     comment="Stored cards as they may be shown",
-    sqlite_with_rowid=False,  # kept in the order that every walk goes by
 )
 
 card_secrets = Table(
@@ -138,7 +137,7 @@ card_secrets = Table(
     Index("ix_card_secrets_wraps", "kek_version", "tenant_id", "token"),
     Index("ix_card_secrets_fingerprint_version", "fingerprint_version"),
     comment="What opens a stored card; a table of its own, so that it can have a privilege of its own",
-    sqlite_with_rowid=False,
+    sqlite_with_rowid=False,  # kept in the order that every walk goes by
 )
 Index(
     "ix_card_secrets_previous_wraps",

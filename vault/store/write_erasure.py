@@ -23,13 +23,13 @@ from vault.store.tables import card_secrets, cards, consents, erasures
 
 
 @cache
-def _find(*, one: bool, only_pending: bool) -> Any:
-    statement = (
-        select(cards.c.token, cards.c.consent_id)
-        .where(cards.c.tenant_id == bindparam("tenant"), cards.c.customer_id == bindparam("customer"))
-        .order_by(cards.c.tenant_id, cards.c.token)
-        .with_for_update()
+def _find(engine: Engine, *, one: bool, only_pending: bool) -> Any:
+    statement = select(cards.c.token, cards.c.consent_id).where(
+        cards.c.tenant_id == bindparam("tenant"), cards.c.customer_id == bindparam("customer")
     )
+    if engine is Engine.POSTGRESQL:
+        # SQLite, which has no locks to take in an order, would find all cards of the tenant in this one.
+        statement = statement.order_by(cards.c.tenant_id, cards.c.token).with_for_update()
     if only_pending:
         statement = statement.where(cards.c.state == int(CardState.PENDING))
     return statement.where(cards.c.token == bindparam("wanted")) if one else statement
@@ -79,7 +79,7 @@ def erase(
     parameters: dict[str, Any] = {"tenant": tenant, "customer": customer}
     if token is not None:
         parameters["wanted"] = token
-    found = link.rows(_find(one=token is not None, only_pending=only_pending), parameters)
+    found = link.rows(_find(link.engine, one=token is not None, only_pending=only_pending), parameters)
     return erase_found(link, [Doomed(tenant, row.token, customer, row.consent_id, event_id) for row in found], now)
 
 

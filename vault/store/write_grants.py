@@ -33,7 +33,7 @@ from vault.domain.consent import CardUse
 from vault.domain.grant import Grant, GrantState
 from vault.domain.ids import OnceId, OrderId, TenantId
 from vault.ports import Claim, KeyName, OnceKey
-from vault.store.columns import Engine, UtcTime
+from vault.store.columns import Engine, UtcTime, unindexed
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.oldest import refuse_retired
@@ -53,13 +53,6 @@ _SUBJECT = (grants.c.tenant_id, grants.c.subject, grants.c.order_id)
 _GRANT = (grants.c.tenant_id, grants.c.grant_sha256)
 _ONCE = (once_keys.c.tenant_id, once_keys.c.once_id)
 _ANY_ORDER = (grants.c.tenant_id, grants.c.subject)
-
-
-def _unindexed(engine: Engine, column: Column[Any]) -> ColumnElement[Any]:
-    """A column that SQLite chooses no index by: it cannot know how few rows it is given, and would read all open."""
-    if engine is Engine.SQLITE:
-        return literal_column(f"+{column.table.name}.{column.name}", column.type)
-    return column
 
 
 def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
@@ -113,7 +106,7 @@ def _destroy_once(engine: Engine) -> Batch:
     statement = (
         update(once_keys)
         .values(_DESTROYED)
-        .where(_same(_ONCE, given), _unindexed(engine, once_keys.c.state) == _OPEN)
+        .where(_same(_ONCE, given), unindexed(engine, once_keys.c.state) == _OPEN)
         .returning(once_keys.c.once_id)
     )
     return Batch(statement, given)
@@ -165,8 +158,8 @@ def _claim(engine: Engine) -> Batch:
         .values(state=GrantState.USED.value, closed_at=_NOW)
         .where(
             _same(_GRANT, given),
-            _unindexed(engine, grants.c.state) == _OPEN,
-            _unindexed(engine, grants.c.expires_at) > _NOW,
+            unindexed(engine, grants.c.state) == _OPEN,
+            unindexed(engine, grants.c.expires_at) > _NOW,
             or_(card_as_unwrapped, once_unspent),
         )
         .returning(grants.c.tenant_id, grants.c.grant_sha256, grants.c.once_id)

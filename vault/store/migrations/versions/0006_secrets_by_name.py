@@ -1,7 +1,8 @@
-"""SQLite keeps cards and their secrets in the order of their names instead of the order of their arrival.
+"""SQLite keeps the cards' secrets in the order of the cards' names instead of the order of their arrival.
 
 Every walk over all cards, such as a rewrap, goes by name. With tokens drawn at random each card of a walk was on a page
-of its own; now a page holds several that follow each other, and their primary key is not stored twice.
+of its own; now a page holds several that follow each other, and their primary key is not stored twice. Not so what is
+shown of cards: it is looked for by customer, and SQLite would then read all cards of a shop in the order of names.
 
 A server of the release before works on, but cannot write while the rows are copied: half a minute for a million cards.
 The file grows by what they take, and uses that place again; `VACUUM` gives it back. PostgreSQL is not concerned.
@@ -16,30 +17,6 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-_CARDS = """
-    CREATE TABLE cards (
-        tenant_id TEXT NOT NULL,
-        token TEXT NOT NULL,
-        customer_id TEXT NOT NULL,
-        brand SMALLINT NOT NULL,
-        last4 TEXT NOT NULL,
-        expiry_year SMALLINT NOT NULL,
-        expiry_month SMALLINT NOT NULL,
-        state SMALLINT NOT NULL,
-        default_rank BIGINT NOT NULL,
-        consent_id TEXT NOT NULL,
-        created_at BIGINT NOT NULL,
-        network_transaction_id TEXT,
-        last_used_at BIGINT,
-        CONSTRAINT pk_cards PRIMARY KEY (tenant_id, token),
-        CONSTRAINT fk_cards_consents FOREIGN KEY (tenant_id, consent_id) REFERENCES consents (tenant_id, consent_id),
-        CONSTRAINT ck_cards_last4 CHECK (length(last4) = 4)
-    ) WITHOUT ROWID
-"""
-_COLUMNS_OF_CARDS = (
-    "tenant_id, token, customer_id, brand, last4, expiry_year, expiry_month, state, default_rank, consent_id, "
-    "created_at, network_transaction_id, last_used_at"
-)
 _SECRETS = """
     CREATE TABLE card_secrets (
         tenant_id TEXT NOT NULL,
@@ -59,12 +36,11 @@ _SECRETS = """
         CONSTRAINT uq_card_secrets_tenant_id_fingerprint UNIQUE (tenant_id, fingerprint)
     ) WITHOUT ROWID
 """
-_COLUMNS_OF_SECRETS = (
+_COLUMNS = (
     "tenant_id, token, wrapped_key, kek_version, ciphertext, record_version, fingerprint, fingerprint_version, "
     "previous_wrapped_key, previous_kek_version, data_key_version"
 )
 _INDEXES = {
-    "ix_cards_customer": "cards (tenant_id, customer_id, created_at, token)",
     "ix_card_secrets_wraps": "card_secrets (kek_version, tenant_id, token)",
     "ix_card_secrets_previous_wraps": (
         "card_secrets (kek_version, previous_kek_version) WHERE previous_kek_version IS NOT NULL"
@@ -76,20 +52,15 @@ _INDEXES = {
 def upgrade() -> None:
     if op.get_bind().dialect.name != "sqlite":
         return
-    # The former ones step aside first: then no foreign key ever leads to a table that is being dropped.
+    # The former one steps aside first. No other table has a foreign key that leads here.
     op.execute("ALTER TABLE card_secrets RENAME TO former_card_secrets")
-    op.execute("ALTER TABLE cards RENAME TO former_cards")
     for name in _INDEXES:
         op.execute(f"DROP INDEX {name}")
-    for create, name, columns in (
-        (_CARDS, "cards", _COLUMNS_OF_CARDS),
-        (_SECRETS, "card_secrets", _COLUMNS_OF_SECRETS),
-    ):
-        op.execute(create)
-        op.execute(
-            f"INSERT INTO {name} ({columns}) SELECT {columns} FROM former_{name} ORDER BY tenant_id, token"  # noqa: S608
-        )
+    op.execute(_SECRETS)
+    op.execute(
+        f"INSERT INTO card_secrets ({_COLUMNS}) "  # noqa: S608 - constants
+        f"SELECT {_COLUMNS} FROM former_card_secrets ORDER BY tenant_id, token"
+    )
     for name, what in _INDEXES.items():
         op.execute(f"CREATE INDEX {name} ON {what}")
     op.execute("DROP TABLE former_card_secrets")
-    op.execute("DROP TABLE former_cards")

@@ -1,0 +1,60 @@
+"""Watches how SQLite carries statements out: it knows nothing of how many rows there are, so plans do not change."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from vault.store import link
+
+LARGE = (
+    "cards|card_secrets|consents|grants|once_keys|idempotency|audit_events|audit_leaves|audit_nodes|erasures"
+    "|others|withdrawals"
+)
+"""Tables that grow, and what statements call them."""
+
+_WHOLE_TABLE = re.compile(rf"SCAN ({LARGE})\b")
+_TOO_LITTLE = re.compile(rf"SEARCH ({LARGE}) USING .*\((tenant_id=\?|state=\?|tenant_id=\? AND state=\?)\)")
+_EXPLAINED = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+
+
+def _is_ours() -> bool:
+    """Whether it comes through the store's link: tests have SQL of their own."""
+    return any(frame.filename == link.__file__ for frame in traceback.extract_stack())
+
+
+def trouble_in(plan: list[str]) -> list[str]:
+    """Lines of a plan that read all rows of a large table, or all of a tenant."""
+    return [line for line in plan if _WHOLE_TABLE.search(line) or _TOO_LITTLE.search(line)]
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, list[str]]]:
+    """Each statement that our code (not a test's own SQL) runs on SQLite meanwhile, with the troubles in its plan."""
+    found: dict[str, list[str]] = {}
+
+    def look(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        compiled = getattr(context, "compiled", None)
+        if context.dialect.name != "sqlite" or compiled is None or statement in found or many:
+            return
+        if not statement.startswith(_EXPLAINED) or not _is_ours():
+            return
+        found[statement] = []
+        asking = cursor.connection.cursor()
+        try:
+            plan = [str(row[3]) for row in asking.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+        finally:
+            asking.close()
+        found[statement] = trouble_in(plan)
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
