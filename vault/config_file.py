@@ -351,10 +351,24 @@ def _worker_problems(settings: Settings | _Parts) -> list[str]:
     return problems
 
 
+def _problem_with_address(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        has_place = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as a port above 65535
+        return _NO_PLACE
+    if parts.scheme != "https":
+        return "must begin with https://"
+    return "" if has_place else _NO_PLACE
+
+
+_NO_PLACE = "must name a host, and no port or one from 1 to 65535"
+
+
 def _vault_problems(settings: Settings | _Parts) -> list[str]:
     problems = []
-    if settings.vault is not None and urlsplit(settings.vault.address).scheme != "https":
-        problems.append("vault.address: must begin with https://")
+    if settings.vault is not None and (problem := _problem_with_address(settings.vault.address)):
+        problems.append(f"vault.address: {problem}")
     if settings.server is None:
         return problems
     served = set(settings.server.services)

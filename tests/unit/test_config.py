@@ -152,6 +152,8 @@ def test_grpc_may_speak_but_not_of_everything(
     assert bool(problems_of(facts, tmp_path)) is leaks
 
 
+NO_PLACE = "must name a host, and no port or one from 1 to 65535"
+
 SHAPES: dict[str, tuple[str, Any, str]] = {
     "unknown key": ("surprise", SECRET, "surprise: Extra inputs are not permitted"),
     "unknown key of a section": ("vault.token", SECRET, "vault.token: Extra inputs are not permitted"),
@@ -200,6 +202,10 @@ SHAPES: dict[str, tuple[str, Any, str]] = {
     "no login for checkout": ("vault.intake", None, "vault.intake: is needed to serve checkout"),
     "no login for the processor": ("vault.release", None, "vault.release: is needed to serve the processor"),
     "Vault in clear": ("vault.address", "http://vault.example:8200", "vault.address: must begin with https://"),
+    "Vault at no port": ("vault.address", "https://vault.example:82000", "vault.address: " + NO_PLACE),
+    "Vault at port 0": ("vault.address", "https://vault.example:0", "vault.address: " + NO_PLACE),
+    "Vault nowhere": ("vault.address", "https://:8200", "vault.address: " + NO_PLACE),
+    "Vault behind half a bracket": ("vault.address", "https://[::1:8200", "vault.address: " + NO_PLACE),
     "nobody": ("identities", [], "identities: none, so nobody could call"),
     "the same twice": ("identities", [SHOP, SHOP], f"identities: {SHOP['uri']} stands twice"),
     "a URI of the web": (

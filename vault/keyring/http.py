@@ -23,6 +23,7 @@ from vault.keyring.login import VaultAddress
 _COMPACT = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _OK = 200
 _FIRST_ERROR = 400
+_HTTPS = 443
 
 
 def http_session(address: VaultAddress, *, connections: int) -> requests.Session:
@@ -61,7 +62,7 @@ class Posts:
         self._prefix = parts.path.rstrip("/") + "/v1/"
         self._pool = _Pool(
             parts.hostname or "",
-            parts.port,
+            parts.port or _HTTPS,
             timeout=urllib3.Timeout(
                 connect=address.connect_timeout.total_seconds(), read=address.timeout.total_seconds()
             ),

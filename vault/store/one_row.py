@@ -7,7 +7,7 @@ from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, LargeBinary, Text, case, func, literal_column, null, select
+from sqlalchemy import Boolean, ColumnElement, LargeBinary, case, func, literal_column, null, select
 from sqlalchemy.types import TypeEngine
 
 from vault.store.columns import CanonicalJson, UtcTime, from_canonical_json, from_micros
@@ -26,7 +26,7 @@ class OneRow:
     def __init__(self, statement: Any) -> None:
         found = statement.subquery("found")
         columns = list(found.c)
-        self.statement = select(func.json_group_array(func.json_array(*map(_as_json, columns))))
+        self.statement = select(func.json_group_array(func.json_array(*map(as_json, columns))))
         self._make_row = _row_type([column.key for column in columns])
         self._readers = [
             (place, read)
@@ -36,13 +36,20 @@ class OneRow:
         ]
 
     def rows(self, document: str) -> Sequence[Any]:
-        """The rows that the statement's one row holds."""
+        """The rows that the statement's one row holds; None for a value that is not of its column's kind."""
         rows = json.loads(document)
         for row in rows:
             for place, read in self._readers:
                 if row[place] is not None:
-                    row[place] = read(row[place])
+                    row[place] = _read(read, row[place])
         return [self._make_row(*row) for row in rows]
+
+
+def _read(read: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return read(value)
+    except (TypeError, ValueError, OverflowError):
+        return None  # somebody else wrote it; the rows beside it are as good as ever
 
 
 def _row_type(names: Sequence[str]) -> Callable[..., Any]:
@@ -51,10 +58,11 @@ def _row_type(names: Sequence[str]) -> Callable[..., Any]:
     return made
 
 
-def _as_json(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """JSON holds no bytes; those that somebody put where text belongs must not spoil the rows beside them."""
+def as_json(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column as JSON may hold it: bytes in hexadecimal, and null for bytes that somebody put where none belong.
+
+    SQLite would refuse most of those for all rows, and take some for JSON that it has no need to quote.
+    """
     if isinstance(column.type, LargeBinary):
         return case((column.is_(None), null()), else_=func.hex(column))
-    if isinstance(column.type, Text | CanonicalJson):
-        return case((func.typeof(column) == literal_column("'blob'"), null()), else_=column)
-    return column
+    return case((func.typeof(column) == literal_column("'blob'"), null()), else_=column)

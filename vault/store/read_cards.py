@@ -23,6 +23,7 @@ from vault.ports import CardsOf
 from vault.store.columns import Engine, from_micros
 from vault.store.given import Given
 from vault.store.link import Batch, Link
+from vault.store.one_row import as_json
 from vault.store.rows import CARD_COLUMNS, uses_of
 from vault.store.tables import cards, consents
 
@@ -57,11 +58,12 @@ def _page(given: Given) -> Any:
     )
 
 
-def default_token(tenant: ColumnElement[Any], customer: ColumnElement[Any]) -> Any:
+def default_token(engine: Engine, tenant: ColumnElement[Any], customer: ColumnElement[Any]) -> Any:
     """The rule for a customer's default card: the highest rank, then the oldest, then the first by token."""
     others = cards.alias("others")
+    token = as_json(others.c.token) if engine is Engine.SQLITE else others.c.token
     return (
-        select(others.c.token)
+        select(token.label("token"))
         .where(others.c.tenant_id == tenant, others.c.customer_id == customer)
         .order_by(others.c.default_rank.desc(), others.c.created_at, others.c.token)
         .limit(1)
@@ -72,14 +74,13 @@ def default_token(tenant: ColumnElement[Any], customer: ColumnElement[Any]) -> A
 def _statement(engine: Engine) -> Batch:
     number = Column("number", BigInteger())
     given = Given(engine, [number, cards.c.tenant_id, cards.c.customer_id, cards.c.created_at, cards.c.token])
-    first = default_token(given.c.tenant_id, given.c.customer_id).correlate(given.rows)
+    first = default_token(engine, given.c.tenant_id, given.c.customer_id).correlate(given.rows)
     if engine is Engine.POSTGRESQL:
         page, default = _page(given).lateral("page"), first.lateral("first")
         found = given.rows.join(page, true()).join(default, true())
         return Batch(select(given.c.number, default.c.token.label("default_token"), *page.c).select_from(found), given)
     page = _page(given).subquery("page")
-    columns = [func.hex(each) if each.key == "terms_sha256" else each for each in page.c]
-    listed = select(func.json_group_array(func.json_array(*columns))).scalar_subquery()
+    listed = select(func.json_group_array(func.json_array(*map(as_json, page.c)))).scalar_subquery()
     # json(): else it might be taken for a text that is to be quoted.
     every = func.json_array(given.c.number, first.scalar_subquery(), func.json(listed))
     return Batch(select(func.json_group_array(every).label("pages")).select_from(given.rows), given)
@@ -113,7 +114,7 @@ def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard
 def _defaults(engine: Engine) -> Batch:
     number = Column("number", BigInteger())
     given = Given(engine, [number, cards.c.tenant_id, cards.c.customer_id])
-    first = default_token(given.c.tenant_id, given.c.customer_id).correlate(given.rows).scalar_subquery()
+    first = default_token(engine, given.c.tenant_id, given.c.customer_id).correlate(given.rows).scalar_subquery()
     if engine is Engine.POSTGRESQL:
         return Batch(select(given.c.number, first.label("token")).select_from(given.rows), given)
     every = func.json_group_array(func.json_array(given.c.number, first))

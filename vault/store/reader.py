@@ -59,7 +59,7 @@ def not_withdrawn() -> ColumnElement[bool]:
 @cache
 def _cards(engine: Engine) -> Batch:
     given = Given(engine, [cards.c.tenant_id, cards.c.customer_id, cards.c.token])
-    first = read_cards.default_token(cards.c.tenant_id, cards.c.customer_id).scalar_subquery()
+    first = read_cards.default_token(engine, cards.c.tenant_id, cards.c.customer_id).scalar_subquery()
     statement = (
         select(*CARD_COLUMNS, (cards.c.token == first).label("is_default"))
         .select_from(cards.join(consents, _CONSENT_OF_CARD))

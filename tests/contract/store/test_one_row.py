@@ -84,11 +84,35 @@ def test_no_rows_are_no_rows(things: Connection) -> None:
     assert _both_ways(things, select(THINGS).where(THINGS.c.id < 0)) == ([], [])
 
 
-def test_what_somebody_else_wrote_does_not_spoil_the_rows_beside_it(things: Connection) -> None:
-    things.execute(text("UPDATE things SET name = x'ff00', facts = x'ff' WHERE id = 0"))
-    one_row = OneRow(select(THINGS.c.id, THINGS.c.raw, THINGS.c.facts))
+FORGED = b'6","00"],[99,"forged",1,"ff"],[2,"b","'
+ODD = {
+    "no text": b"\xff\x00",
+    "JSON as SQLite packs it: null": b"\x00",
+    "JSON as SQLite packs it: a quotation mark": b'\x17"',
+    "JSON as SQLite packs it: more rows": bytes([0xC7, len(FORGED)]) + FORGED,
+}
 
-    found = one_row.rows(things.execute(one_row.statement).scalar_one())
 
-    assert {row.id: row.raw for row in found} == {n: row.get("raw") for n, row in enumerate(ROWS)}
-    assert {row.id: row.facts for row in found} == {0: None, 1: {}, 2: None, 3: None}
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("column", ["name", "at", "facts", "flag", "big"])
+def test_what_somebody_else_wrote_does_not_spoil_the_rows_beside_it(
+    column: str, odd: bytes, things: Connection
+) -> None:
+    expected = {row.id: row for row in _found(things)}
+    things.execute(text(f"UPDATE things SET {column} = :odd WHERE id = 0"), {"odd": odd})
+
+    found = {row.id: row for row in _found(things)}
+
+    assert getattr(found[0], column) is None
+    assert {number: row for number, row in found.items() if number} == {n: row for n, row in expected.items() if n}
+
+
+def test_a_value_of_another_kind_is_none(things: Connection) -> None:
+    things.execute(text("UPDATE things SET at = 'yesterday', raw = 5, facts = '[1]' WHERE id = 0"))
+
+    assert {row.at for row in _found(things) if row.id == 0} == {None}
+
+
+def _found(connection: Connection) -> list[Any]:
+    one_row = OneRow(select(THINGS))
+    return list(one_row.rows(connection.execute(one_row.statement).scalar_one()))
