@@ -147,7 +147,7 @@ class SqlStore:
         """Write SQLite's file anew (`VACUUM`), so that no copy is left of what was moved before it was erased.
 
         SQLite overwrites what it deletes, but not the place that a row left when its page was split. Nobody else writes
-        meanwhile: about a second for 50 MB. False where somebody was in the way, and on PostgreSQL.
+        meanwhile: about 0.2 s for 50 MB. False where somebody was in the way, and on PostgreSQL.
         """
         if self.kind is not Engine.SQLITE:
             return False
