@@ -381,3 +381,25 @@ def test_a_row_that_cannot_be_read_is_its_own_customer_s_trouble_alone(store: Sq
     assert [each.token for each in pages[1].cards] == [ours.token]
     assert isinstance(found[0], ValueError)
     assert isinstance(found[1], StoredCard)
+
+
+@pytest.mark.parametrize("odd", ["x'1722'", "x'ff00'", "x'00'"])
+def test_bytes_where_a_token_belongs_spoil_no_neighbours_answer(sqlite_url: str, odd: str) -> None:
+    """SQLite would take some of them for JSON that needs no quoting, and refuse the others for every row."""
+    store = SqlStore(sqlite_url)
+    ours, theirs = card(), card(customer=SOMEONE_ELSE)
+    stored(store, ours, theirs)
+    columns = "brand, last4, expiry_year, expiry_month, state, consent_id, created_at"
+    execute(
+        sqlite_url,
+        f"INSERT INTO cards (tenant_id, token, customer_id, default_rank, {columns}) "
+        f"SELECT tenant_id, {odd}, customer_id, 9, {columns} FROM cards WHERE customer_id = '{SOMEONE_ELSE}'",
+    )
+
+    with store.reading() as tx:
+        defaults = tx.default_cards([(TENANT, SOMEONE_ELSE), (TENANT, CUSTOMER)])
+        pages = tx.list_cards([CardsOf(TENANT, SOMEONE_ELSE, None, 9), CardsOf(TENANT, CUSTOMER, None, 9)])
+
+    store.close()
+    assert defaults == {(TENANT, CUSTOMER): ours.token}
+    assert [each.token for each in pages[1]] == [ours.token]

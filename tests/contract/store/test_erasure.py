@@ -223,6 +223,26 @@ def test_a_small_database_is_compacted_by_tidying_once_an_hour(
     store.close()
 
 
+def test_beside_a_long_reader_a_database_is_written_anew_once(sqlite_url: str, tmp_path: Path) -> None:
+    store, elsewhere = SqlStore(sqlite_url), SqlStore(sqlite_url)
+    cards = [card() for _ in range(60)]
+    stored(store, *cards)
+    with elsewhere.reading() as reader:
+        reader.cards([ref(cards[0])])
+        for each in cards[1:]:
+            erased(store, each.token)
+        store.tidy()
+        grown = (tmp_path / "vault.db-wal").stat().st_size
+        store.tidy()
+        assert (tmp_path / "vault.db-wal").stat().st_size == grown
+    store.tidy()
+
+    left = [secret for each in cards[1:] for secret in _secrets_of(each) if _left_in_files(tmp_path, secret)]
+    store.close()
+    elsewhere.close()
+    assert left == []
+
+
 def test_the_bytes_of_a_whole_customer_are_in_no_file_of_sqlite(sqlite_url: str, tmp_path: Path) -> None:
     store = SqlStore(sqlite_url)
     mine, theirs = [card() for _ in range(40)], [card(customer=SOMEONE_ELSE) for _ in range(10)]
