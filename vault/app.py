@@ -17,14 +17,15 @@ from typing import Any, TypeVar
 import structlog
 
 from vault.app_eyes import Eyes
+from vault.app_log import LogProcess
 from vault.audit.copy import CopyTrouble, Directory
-from vault.audit.keeper import SHRANK, LogKeeper
+from vault.audit.keeper import SHRANK
+from vault.audit.keeper import problems as log_problems
 from vault.audit.proof import prove
-from vault.audit.sequencer import Checkpointer, Pace
 from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, LoginSection, Settings
 from vault.domain.errors import CardVaultError, Exhausted, KeyRingUnavailable, StoreUnavailable
 from vault.domain.ids import RANDOM_BYTES, RequestId
-from vault.keyring.operator import CheckpointerTransit, OperatorTransit
+from vault.keyring.operator import OperatorTransit
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
 from vault.parts import open_store, open_vault
@@ -62,7 +63,6 @@ MAX_READS = 32
 """Pages in one statement: each may hold a hundred cards, and all wait for the last."""
 SWEEP_EVERY = timedelta(seconds=15)
 MAINTAIN_EVERY = timedelta(minutes=10)
-LOG_EVERY = timedelta(seconds=1)
 PAGE_PAUSE = timedelta(milliseconds=50)
 _ENVIRONMENT = "environment"
 
@@ -82,10 +82,13 @@ class StartRefused(Exception):
 class App:
     """One server process."""
 
-    def __init__(self, settings: Settings, *, shares_port: bool = False, worker: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, *, log_process: LogProcess | None, shares_port: bool = False, worker: int = 0
+    ) -> None:
         """Build everything; touches neither network nor database. Raises `PolicyGap`, `DatabaseRefused`, `OSError`.
 
-        Of workers that share a port the first, 0, does the chores: the log, the sweeps, retention, the one-time key.
+        Of workers that share a port the first, 0, does the chores: the sweeps, retention, the one-time key; and has the
+        process that keeps the log beside it, which whoever forked it also ends.
         """
         self._settings = settings
         self._shares_port = shares_port
@@ -101,14 +104,14 @@ class App:
         self._vault_threads = ThreadPoolExecutor(settings.server.threads, "vault")
         self._store_threads = ThreadPoolExecutor(settings.server.threads, "store")
         self._check_threads = ThreadPoolExecutor(2, "check")
-        self._log_thread = ThreadPoolExecutor(1, "log")
         self._retention_thread = ThreadPoolExecutor(1, "retention")
         self._stops = threading.Event()
         self._logins: dict[str, VaultSession] = {}
         self._intake = self._open_intake()
         self._release = self._open_release()
         self._readiness = Readiness(world=self._world)
-        self._log_keeper = self._build_log_keeper()
+        self._log_process = log_process
+        self._is_set_back = False
         self._hopeless = asyncio.Event()
         self._chores: list[asyncio.Task[None]] = []
         self._lock: int | None = None
@@ -128,7 +131,7 @@ class App:
             problems += [f"database: {problem}" for problem in self._store.weaknesses()]
             if not problems:
                 problems += self._environment_problems()
-                problems += [f"audit: {problem}" for problem in self._log_keeper.problems()]
+                problems += [f"audit: {problem}" for problem in self._log_problems()]
         except CopyTrouble as e:
             problems.append(f"audit.directory: {e}")
         except StoreUnavailable as e:
@@ -152,20 +155,28 @@ class App:
         self._eyes.start()
         if not self._does_chores:
             return
-        self._chores.append(asyncio.get_running_loop().create_task(self._keep_log()))
+        if self._log_process is not None:
+            self._log_process.begin()
+            asyncio.get_running_loop().add_reader(self._log_process.news, self._hear_of_the_log, self._log_process)
         if self._served & INTAKE_SERVICES:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_sweeping()))
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_retaining()))
         if self._settings.vault.operator is not None:
             self._chores.append(asyncio.get_running_loop().create_task(self._keep_maintaining()))
 
-    async def hopeless(self) -> None:
-        """Returns once this process must not go on: the database was set back under it."""
+    async def hopeless(self) -> list[str]:
+        """Returns once this process cannot go on: why it must not even be started again, if so.
+
+        That is: the database was set back under it.
+        """
         await self._hopeless.wait()
+        return ["audit: the database was set back while this server ran"] if self._is_set_back else []
 
     async def stop(self) -> None:
         """Drain and end; effects under way are carried out."""
         self._stops.set()
+        if self._log_process is not None:
+            asyncio.get_running_loop().remove_reader(self._log_process.news)
         for chore in self._chores:
             chore.cancel()
         await self._server.stop(timedelta(seconds=self._settings.server.drain_seconds))
@@ -178,7 +189,7 @@ class App:
         self._stops.set()
         self._eyes.stop()
         self._retention_thread.shutdown(wait=True, cancel_futures=True)
-        for executor in (self._vault_threads, self._store_threads, self._check_threads, self._log_thread):
+        for executor in (self._vault_threads, self._store_threads, self._check_threads):
             executor.shutdown(wait=False, cancel_futures=True)
         for keys in (self._intake, self._release):
             if keys is not None:
@@ -199,10 +210,15 @@ class App:
             in_flight=lambda: self._door.in_flight,
             waiting=lambda: {queue.name: queue.waiting for queue in queues},
             passed=lambda: server.passed,
-            tokens=lambda: {name: session.token_ends_in for name, session in self._logins.items()},
+            tokens=self._tokens,
         )
         if self._does_chores:
             self._eyes.look_at(self._store, self._world.clock)
+
+    def _tokens(self) -> dict[str, float | None]:
+        """Seconds left of each login's token."""
+        ends_in = {name: session.token_ends_in for name, session in self._logins.items()}
+        return ends_in if self._log_process is None else ends_in | {"checkpointer": self._log_process.token_ends_in}
 
     def _open_vault(self, name: str, login: LoginSection, *, connections: int) -> VaultSession:
         session = open_vault(self._settings, login, connections=connections, telemetry=self._eyes.telemetry)
@@ -223,21 +239,6 @@ class App:
         threads = self._settings.vault.unwrap_threads
         session = self._open_vault("release", login, connections=threads + 2)
         return ReleaseTransit(session, threads=threads)
-
-    def _build_log_keeper(self) -> LogKeeper:
-        section, login = self._settings.audit, self._settings.vault.checkpointer
-        checkpointer = None
-        if login is not None:
-            session = self._open_vault("checkpointer", login, connections=1)
-            checkpointer = Checkpointer(
-                store=self._store,
-                signer=CheckpointerTransit(session),
-                clock=self._world.clock,
-                environment=self._world.environment,
-                pace=Pace(section.checkpoint_events, timedelta(seconds=section.checkpoint_seconds)),
-            )
-        directory = Directory(section.directory) if section.directory is not None else None
-        return LogKeeper(store=self._store, sequence=section.sequence, checkpointer=checkpointer, directory=directory)
 
     def _coalesced(
         self,
@@ -359,7 +360,7 @@ class App:
         everyone = frozenset(SERVICES)
         checks = [
             Check(name="database", services=everyone, probe=self._readiness.store),
-            Check(name="audit-log", services=everyone, probe=self._log_keeper.check),
+            Check(name="audit-log", services=everyone, probe=self._check_log),
         ]
         intake, release = self._intake, self._release
         if intake is not None:
@@ -394,19 +395,19 @@ class App:
                 _log.error("sweep.failed", where=where(e))
             await asyncio.sleep(SWEEP_EVERY.total_seconds())
 
-    async def _keep_log(self) -> None:
-        while True:
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._log_thread, self._log_keeper.turn)
-            except CardVaultError as e:
-                _log.warning("audit.behind", reason=e.reason)
-                if e.reason == SHRANK:
-                    self._hopeless.set()
-            except CopyTrouble as e:
-                _log.error("audit.copy_failed", problem=str(e))
-            except Exception as e:  # noqa: BLE001 - the chore must go on; the next round tries again
-                _log.error("audit.failed", where=where(e))
-            await asyncio.sleep(LOG_EVERY.total_seconds())
+    def _hear_of_the_log(self, log_process: LogProcess) -> None:
+        if log_process.hear():
+            return
+        asyncio.get_running_loop().remove_reader(log_process.news)
+        self._is_set_back = log_process.saw_the_database_set_back()
+        if not self._is_set_back:
+            _log.critical("audit.process_gone")
+        self._hopeless.set()
+
+    def _check_log(self) -> None:
+        """Readiness: not while the database is known to have been set back. Raises `StoreUnavailable`."""
+        if self._is_set_back:
+            raise StoreUnavailable(SHRANK)
 
     async def _keep_retaining(self) -> None:
         """Erases what may be kept no longer, one server at a time; the others come by and see that it was done."""
@@ -480,6 +481,11 @@ class App:
         if label != self._settings.environment:
             return [f"environment: this database belongs to '{label}', not '{self._settings.environment}'"]
         return []
+
+    def _log_problems(self) -> list[str]:
+        """Why the log as it is must not be gone on with. Raises `StoreUnavailable`, `CopyTrouble`."""
+        directory = self._settings.audit.directory
+        return log_problems(self._store, Directory(directory) if directory is not None else None)
 
     def _lock_sqlite(self) -> None:
         """One server for one SQLite file; operator commands may work beside it."""

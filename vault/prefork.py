@@ -37,6 +37,13 @@ _REPORT_BYTES = 4
 _log = structlog.get_logger()
 
 
+def die_with(parent: int, number: signal.Signals) -> bool:
+    """Have the kernel send this process a signal when its parent dies; False if that is dead already. Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    return os.getppid() == parent
+
+
 class SharedPort:
     """A port that workers bind once more each. Nobody else gets it meanwhile, not even while no worker listens."""
 
@@ -202,9 +209,7 @@ class Workers:
             os._exit(code)
 
     def _be(self, number: int, parent: int) -> int:
-        # The kernel's word to us if the parent is killed; it may be so already.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
+        if not die_with(parent, signal.SIGTERM):
             return EXIT_FAILED
         # SIGINT stays blocked: Ctrl-C reaches the whole group, and the parent speaks for it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})

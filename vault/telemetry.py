@@ -21,7 +21,7 @@ ALLOWED: Mapping[str, str] = {
     "level": "`debug`, `info`, `warning`, `error`, `critical`",
     "timestamp": "when, UTC, ISO 8601",
     "address": "where a server listens",
-    "code": "gRPC status code of a refused call; exit code of a worker",
+    "code": "gRPC status code of a refused call; exit code of a worker or of the log's process",
     "count": "how many",
     "error_id": "id of the call that the caller was told as well",
     "field": "path of the field that was refused, as `card.pan`; never its value",

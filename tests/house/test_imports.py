@@ -37,6 +37,8 @@ INSIDE: dict[str, set[str]] = {
     "config_file": {"config"},
     "hardening": {"domain"},
     "prefork": {"telemetry"},
+    "companion": {"prefork", "telemetry"},
+    "app_log": {"audit", "companion", "config", "domain", "keyring", "parts", "prefork", "system", "telemetry"},
     "readiness": {"domain", "ports", "usecases"},
     "v1": set(),
     "rpc": {"domain", "ports", "ports_telemetry", "usecases", "telemetry", "v1"},
@@ -46,7 +48,7 @@ INSIDE: dict[str, set[str]] = {
     "parts": {"config", "keyring", "ports_telemetry", "store"},
     "app_operator": CORE | {"keyring", "system", "config", "parts"},
     "app": CORE
-    | {"app_eyes", "parts"}
+    | {"app_eyes", "app_log", "parts"}
     | {"keyring", "store", "audit", "telemetry", "system", "config", "hardening", "readiness", "rpc"},
 }
 """What each part of the package may import of the package, besides itself. `cli` and `__main__` stand on top."""
@@ -69,7 +71,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "stamina": {"keyring", "store", "cli"},
     "cryptography": {"cleanroom", "audit", "certificates", "config_file", "embedded", "rpc", "cli"},
     "pydantic": {"config", "config_file"},
-    "structlog": {"telemetry", "rpc", "app", "app_eyes", "metrics", "prefork", "cli"},
+    "structlog": {"telemetry", "rpc", "app", "app_eyes", "app_log", "companion", "metrics", "prefork", "cli"},
     "prometheus_client": {"metrics"},
     "opentelemetry": {"traces"},
     "typer": {"cli"},

@@ -1,8 +1,7 @@
-"""The log's care in a running server: places for new events, checkpoints, the copy elsewhere; and the gate at start."""
+"""The log's care while servers run: places for new events, checkpoints, the copy elsewhere; and the gate at start."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -28,17 +27,17 @@ class LogKeeper:
     def __init__(
         self, *, store: LogStore, sequence: bool, checkpointer: Checkpointer | None, directory: Directory | None
     ) -> None:
-        self._store = store
         recent = Recent()
         self._sequencer = Sequencer(store, recent=recent) if sequence else None
         self._checkpointer = checkpointer
-        self._directory = directory
         self._shipper = Shipper(store=store, sink=directory, recent=recent) if directory is not None else None
         self._keys: tuple[VerifierKey, ...] = ()
-        self._shrank = threading.Event()
 
     def turn(self) -> None:
-        """One round. Raises `KeyRingUnavailable`, `StoreUnavailable`, `CopyTrouble`; the next round tries again."""
+        """One round. Raises `KeyRingUnavailable`, `StoreUnavailable`, `CopyTrouble`; the next round tries again.
+
+        The reason `SHRANK` is not to be tried again: the database was set back.
+        """
         # One part that cannot go on holds up no other: above all, a database that was set back must be noticed.
         troubles = [
             trouble for part in (self._sequence, self._checkpoint) if (trouble := _trouble_of(part)) is not None
@@ -48,21 +47,9 @@ class LogKeeper:
                 with suppress(Busy):
                     self._shipper(self._keys)
             except LogShrank:
-                self._shrank.set()
                 raise StoreUnavailable(SHRANK) from None
         if troubles:
             raise troubles[0]
-
-    def check(self) -> None:
-        """Readiness: not while the database is known to have been set back. Raises `StoreUnavailable`."""
-        if self._shrank.is_set():
-            raise StoreUnavailable(SHRANK)
-
-    def problems(self) -> list[str]:
-        """Why the log as it is must not be gone on with. Raises `StoreUnavailable`, `CopyTrouble`."""
-        if self._directory is None:
-            return []
-        return [RESTORED.format(self._directory.path)] if set_back(self._store, self._directory) else []
 
     def _sequence(self) -> None:
         if self._sequencer is not None:
@@ -83,6 +70,13 @@ def _trouble_of(part: Callable[[], None]) -> KeyRingUnavailable | StoreUnavailab
     except (KeyRingUnavailable, StoreUnavailable) as e:
         return e
     return None
+
+
+def problems(store: LogStore, directory: Directory | None) -> list[str]:
+    """Why the log as it is must not be gone on with. Raises `StoreUnavailable`, `CopyTrouble`."""
+    if directory is None:
+        return []
+    return [RESTORED.format(directory.path)] if set_back(store, directory) else []
 
 
 def set_back(store: LogStore, directory: Directory) -> bool:

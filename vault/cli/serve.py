@@ -19,8 +19,10 @@ from vault.hardening import harden
 
 if TYPE_CHECKING:
     from vault.app import App
+    from vault.app_log import LogProcess
 
 EXIT_OK = 0
+EXIT_FAILED = 1
 EXIT_REFUSED = 2
 
 
@@ -84,19 +86,37 @@ def serve_many(settings: Settings, *, announce: Callable[[int], None]) -> int:
 
 def serve(settings: Settings, *, announce: Callable[[int], None], shares_port: bool = False, worker: int = 0) -> int:
     """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered."""
-    from vault.app import App, StartRefused
-    from vault.rpc.access import PolicyGap
-    from vault.store import DatabaseRefused
-    from vault.system import settle_memory
+    from vault.app_log import LogProcess
     from vault.telemetry import configure_logs
 
     harden()
     configure_logs(level=settings.log_level, as_json=not sys.stderr.isatty())
+    # Before gRPC is imported, and before anything else has threads.
+    log_process = LogProcess.beside(settings) if worker == 0 else None
+    try:
+        return _serve(settings, log_process, announce=announce, shares_port=shares_port, worker=worker)
+    finally:
+        if log_process is not None:
+            log_process.end()
+
+
+def _serve(
+    settings: Settings,
+    log_process: LogProcess | None,
+    *,
+    announce: Callable[[int], None],
+    shares_port: bool,
+    worker: int,
+) -> int:
+    from vault.app import App, StartRefused
+    from vault.rpc.access import PolicyGap
+    from vault.store import DatabaseRefused
+    from vault.system import settle_memory
 
     async def main() -> int:
         # gRPC binds its server to the running loop, so everything is built inside it.
         try:
-            app = App(settings, shares_port=shares_port, worker=worker)
+            app = App(settings, log_process=log_process, shares_port=shares_port, worker=worker)
         except PolicyGap as e:
             return _refuse(e.gaps)
         except DatabaseRefused as e:
@@ -125,18 +145,18 @@ async def _until_signal(app: App, settings: Settings, announce: Callable[[int], 
     await app.start()
     log.info("server.started", address=settings.server.listen, services=list(settings.server.services))
     announce(app.port)
-    waiting = [asyncio.ensure_future(asked.wait()), asyncio.ensure_future(app.hopeless())]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    was_asked = asked.is_set()
-    for each in waiting:
-        each.cancel()
+    end, hopeless = asyncio.ensure_future(asked.wait()), asyncio.ensure_future(app.hopeless())
+    await asyncio.wait((end, hopeless), return_when=asyncio.FIRST_COMPLETED)
+    was_asked, problems = asked.is_set(), hopeless.result() if hopeless.done() else []
+    end.cancel()
+    hopeless.cancel()
     log.info("server.stopping")
     await app.stop()
     log.info("server.stopped")
     if was_asked:
         return EXIT_OK
-    # It refuses to start again until the database is reconciled.
-    return _refuse(["audit: the database was set back while this server ran"])
+    # What is listed must be mended first; otherwise whoever supervises this server may start another at once.
+    return _refuse(problems) if problems else EXIT_FAILED
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:

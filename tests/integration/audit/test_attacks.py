@@ -16,7 +16,7 @@ from tests.integration.audit.conftest import Log
 from tests.integration.audit.test_log import _hash_hex, tampering
 from vault.audit import leaf
 from vault.audit.copy import CopyTrouble, LogShrank
-from vault.audit.keeper import LogKeeper
+from vault.audit.keeper import LogKeeper, problems
 from vault.audit.merkle import Frontier, leaf_hash
 from vault.audit.sequencer import Sequencer
 from vault.audit.verify import verify_store
@@ -29,7 +29,7 @@ def _kinds(log: Log, *, copy: bool = False) -> set[str]:
 
 
 def _gate(log: Log) -> list[str]:
-    return LogKeeper(store=log.store, sequence=True, checkpointer=None, directory=log.directory).problems()
+    return problems(log.store, log.directory)
 
 
 # --- with the whole database ---
