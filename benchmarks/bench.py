@@ -40,6 +40,9 @@ from vault.store.engine import Limits, open_engines
 PROCESSES = 2
 """Of clients."""
 IN_FLIGHT = 64
+BATCHES_IN_FLIGHT = 4
+CORES_FOR_TWO = 4
+"""So many, two workers are worth their goal: fewer are full of one worker, Vault, the database and the clients."""
 THREADS = 8
 """That unwrap in a server, by default."""
 BUSY = 0.9
@@ -58,10 +61,12 @@ class Pace:
     rounds_of_sizes: int
     latencies: tuple[int, ...]
     """Calls in flight."""
+    workers: bool
+    """Whether two workers are held against one."""
 
 
-WHOLE = Pace(4.0, 1.0, 3, (1_000, 100_000, 1_000_000), ("SQLite", "PostgreSQL"), 3, (1, 8, 64, 256))
-QUICK = Pace(0.5, 0.2, 2, (1_000, 100_000), ("SQLite",), 1, (1, 64))
+WHOLE = Pace(4.0, 1.0, 3, (1_000, 100_000, 1_000_000), ("SQLite", "PostgreSQL"), 3, (1, 8, 64, 256), True)
+QUICK = Pace(0.5, 0.2, 2, (1_000, 100_000), ("SQLite",), 1, (1, 64), False)
 
 
 class Rounds:
@@ -163,9 +168,9 @@ def _median(work: Callable[[int], None], count: int) -> float:
 # --- servers --------------------------------------------------------------------------------------------------------
 
 
-def _started(installation: Installation, rounds: Rounds | None, engine: str) -> ServerProcess:
+def _started(installation: Installation, rounds: Rounds | None, engine: str, workers: int) -> ServerProcess:
     began = time.perf_counter()
-    server = installation.serve()
+    server = installation.serve(server__workers=workers)
     if rounds is not None:
         rounds.add(f"start to ready, {engine}: s", time.perf_counter() - began, **at_most(2.0))
     return server
@@ -178,11 +183,18 @@ def _target(installation: Installation, server: ServerProcess) -> load.Target:
 
 @contextmanager
 def serving(
-    directory: Path, openbao: OpenBao, url: str, *, engine: str, rounds: Rounds | None, processes: int = PROCESSES
+    directory: Path,
+    openbao: OpenBao,
+    url: str,
+    *,
+    engine: str,
+    rounds: Rounds | None,
+    processes: int = PROCESSES,
+    workers: int = 1,
 ) -> Iterator[tuple[ServerProcess, load.Clients]]:
     """A server and its clients."""
     with installed(directory, openbao, url) as installation:
-        server = _started(installation, rounds, engine)
+        server = _started(installation, rounds, engine, workers)
         with load.Clients([_target(installation, server)] * processes) as clients:
             yield server, clients
 
@@ -205,6 +217,7 @@ def measure_requests(
     yardstick = raw(1, decrypts=False)
     floor = run(load.nothing)
     stored = run(load.tokenize)
+    moved = run(load.batch_tokenize, BATCHES_IN_FLIGHT)
     listed = run(load.list_five)
     granted = run(load.issue_grant)
     decrypted = raw(THREADS, decrypts=True)
@@ -219,6 +232,7 @@ def measure_requests(
         ("Detokenize", redeemed),
     ):
         rounds.rate(f"{name}, {engine}", found)
+    rounds.add(f"BatchTokenize, {engine}: cards/s", moved.rate * load.BATCH, note=_notes(moved), **at_least(5000))
     rounds.add(f"Tokenize / floor, {engine}", stored.rate / floor.rate, **at_least(0.5))
     rounds.add(f"Tokenize / yardstick, {engine}", stored.rate / yardstick.rate, **at_least(1.5))
     rounds.add(f"ListCards of 5 / floor, {engine}", listed.rate / floor.rate, **at_least(0.7))
@@ -233,6 +247,39 @@ def measure_requests(
         found = {1: alone, IN_FLIGHT: stored}.get(in_flight) or run(load.tokenize, in_flight)
         rounds.add(f"Tokenize, {in_flight} in flight, {engine}: p50 ms", found.p50, note=_notes(found))
         rounds.add(f"Tokenize, {in_flight} in flight, {engine}: p99 ms", found.p99)
+
+
+# --- several workers ------------------------------------------------------------------------------------------------
+
+
+def measure_workers(openbao: OpenBao, directory: Path, url: str, rounds: Rounds, pace: Pace) -> None:
+    """Two worker processes against one, taking turns, on one PostgreSQL; connections spread by the kernel's dice."""
+    works = (load.tokenize, load.list_five, load.issue_grant, load.detokenize)
+    goal = at_least(1.5) if (os.cpu_count() or 1) >= CORES_FOR_TWO else {}
+    with ExitStack() as stack:
+        clients: dict[int, load.Clients] = {}
+        for workers in (1, 2):
+            # More client processes than workers: each has one connection, and a worker may get several or none.
+            up = serving(
+                directory / f"workers-{workers}",
+                openbao,
+                url,
+                engine="",
+                rounds=None,
+                processes=2 * PROCESSES,
+                workers=workers,
+            )
+            clients[workers] = stack.enter_context(up)[1]
+        for number in range(pace.rounds):
+            say(f"round {number + 1} of {pace.rounds}, workers")
+            for work in works:
+                rates = {
+                    workers: clients[workers]
+                    .run(work, in_flight=IN_FLIGHT, seconds=pace.seconds, warm_up=pace.warm_up)
+                    .rate
+                    for workers in ((2, 1) if number % 2 else (1, 2))
+                }
+                rounds.add(f"{work.__name__}, two workers / one, PostgreSQL", rates[2] / rates[1], **goal)
 
 
 # --- many cards -----------------------------------------------------------------------------------------------------
@@ -358,6 +405,8 @@ def measure(directory: Path, pace: Pace, rounds: Rounds) -> None:
                     measure_requests(openbao, clients, rounds, engine, pace, url)
             for engine, (_, server, _) in servers.items():
                 rounds.add(f"memory of a server after load, {engine}: MiB", memory("VmRSS", server.process.pid))
+        if pace.workers:
+            measure_workers(openbao, directory, postgresql_database("workers"), rounds, pace)
         for engine in pace.engines_of_sizes:
             measure_sizes(openbao, directory, engines[engine], engine, rounds, pace)
 

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.cards import TypedCard, made_up_digits
 from tests.support.requests import grant_request, redeem_request, store_request
 from vault.embedded.pki import CertificateFiles
-from vault.v1 import account_pb2, account_pb2_grpc, checkout_pb2_grpc, processor_pb2_grpc
+from vault.v1 import account_pb2, account_pb2_grpc, checkout_pb2, checkout_pb2_grpc, processor_pb2_grpc
 
 if TYPE_CHECKING:
     from vault.v1.account_pb2_grpc import AccountServiceAsyncStub
@@ -125,6 +125,32 @@ async def tokenize(seat: Seat) -> Call:
         answer = await stub.Tokenize(request, timeout=TIMEOUT)
         if len(seat.cards) < 500:
             seat.cards.append((customer, answer.card.token))
+
+    return call
+
+
+BATCH = 200
+"""Cards in one call of `batch_tokenize`: as many as it takes."""
+
+
+async def batch_tokenize(seat: Seat) -> Call:
+    """Full batches of fresh cards of fresh customers, as an import sends them."""
+    year = datetime.now(UTC).year + 3
+
+    def items() -> Iterator[checkout_pb2.BatchTokenizeItem]:
+        for _ in range(BATCH):
+            stored = store_request(TypedCard(made_up_digits(length=16), 12, year, "A Shopper", ""), "")
+            yield checkout_pb2.BatchTokenizeItem(card=stored.card, consent=stored.consent)
+
+    pool = itertools.cycle([checkout_pb2.BatchTokenizeRequest(items=items()) for _ in range(20)])
+    stub = seat.clients["checkout"].checkout
+
+    async def call() -> None:
+        request = next(pool)
+        for item in request.items:
+            item.customer_id = item.idempotency_key = seat.new_name()
+        answer = await stub.BatchTokenize(request, timeout=TIMEOUT)
+        assert all(result.HasField("card") for result in answer.results), "every card was stored"
 
     return call
 
