@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     Column,
     ColumnElement,
     FromClause,
@@ -21,8 +20,8 @@ from sqlalchemy import (
     Text,
     bindparam,
     cast,
-    column,
     func,
+    literal_column,
     select,
     true,
     type_coerce,
@@ -45,6 +44,21 @@ _WRITERS: dict[Engine, tuple[tuple[type[TypeEngine[Any]], Callable[[Any], Any]],
 }
 
 
+def _from_json(value: ColumnElement[Any], index: int, target: Column[Any]) -> ColumnElement[Any]:
+    extracted: ColumnElement[Any] = func.json_extract(value, literal_column(f"'$[{index}]'"))
+    if isinstance(target.type, LargeBinary):
+        extracted = func.unhex(extracted)
+    return type_coerce(extracted, target.type)
+
+
+def _from_jsonb(value: ColumnElement[Any], index: int, target: Column[Any]) -> ColumnElement[Any]:
+    text = value.op("->>", return_type=Text())(literal_column(str(index)))
+    # Plain text has no collation of its own to argue with that of the column it is compared with.
+    if isinstance(target.type, Text | CanonicalJson):
+        return type_coerce(text, Text() if isinstance(target.type, Text) else target.type)
+    return cast(text, target.type)
+
+
 class Given:
     """A table made of one parameter, with the names and types of the given columns."""
 
@@ -56,24 +70,17 @@ class Given:
             for kind, write in _WRITERS[engine]
             if isinstance(c.type, kind)
         )
-        self._as_objects = engine is Engine.POSTGRESQL
         document = bindparam("given", type_=Text())
-        self.rows: FromClause
+        # Both in binary form, taken apart once: as text, a row would be read again for each of its columns.
         if engine is Engine.POSTGRESQL:
-            # Plain text has no collation of its own to argue with that of the column it is compared with.
-            typed = [column(c.name, Text() if isinstance(c.type, Text) else c.type) for c in columns]
-            records = func.json_to_recordset(cast(document, JSON)).table_valued(*typed, name="given")
-            self.rows = records.render_derived(with_types=True)
+            items = func.jsonb_array_elements(cast(document, postgresql.JSONB)).table_valued("value", name="item")
+            value_of = _from_jsonb
         else:
-            items = func.json_each(document).table_valued("value", name="item")
-            self.rows = select(*(self._from_json(items.c.value, i, c) for i, c in enumerate(columns))).subquery("given")
-
-    @staticmethod
-    def _from_json(value: ColumnElement[Any], index: int, target: Column[Any]) -> ColumnElement[Any]:
-        extracted: ColumnElement[Any] = func.json_extract(value, f"$[{index}]")
-        if isinstance(target.type, LargeBinary):
-            extracted = func.unhex(extracted)
-        return type_coerce(extracted, target.type).label(target.name)
+            items = func.jsonb_each(document).table_valued("value", name="item")
+            value_of = _from_json
+        self.rows: FromClause = select(
+            *(value_of(items.c.value, i, c).label(c.name) for i, c in enumerate(columns))
+        ).subquery("given")
 
     @property
     def c(self) -> Any:
@@ -92,7 +99,7 @@ class Given:
             for index, write in self._writers:
                 if values[index] is not None:
                     values[index] = write(values[index])
-            written.append(dict(zip(self._names, values, strict=True)) if self._as_objects else values)
+            written.append(values)
         return {"given": _dumps(written)}
 
 
