@@ -19,7 +19,6 @@ import structlog
 from vault.app_eyes import Eyes
 from vault.app_log import LogProcess
 from vault.audit.copy import CopyTrouble, Directory
-from vault.audit.keeper import SHRANK
 from vault.audit.keeper import problems as log_problems
 from vault.audit.proof import prove
 from vault.config import INTAKE_SERVICES, RELEASE_SERVICES, LoginSection, Settings
@@ -175,11 +174,13 @@ class App:
     async def stop(self) -> None:
         """Drain and end; effects under way are carried out."""
         self._stops.set()
-        if self._log_process is not None:
-            asyncio.get_running_loop().remove_reader(self._log_process.news)
         for chore in self._chores:
             chore.cancel()
         await self._server.stop(timedelta(seconds=self._settings.server.drain_seconds))
+        if self._log_process is not None:
+            if not self._hopeless.is_set():
+                asyncio.get_running_loop().remove_reader(self._log_process.news)
+            self._log_process.let_go()
         for coalescer in self._coalescers:
             await coalescer.drained()
         self.close()
@@ -360,7 +361,6 @@ class App:
         everyone = frozenset(SERVICES)
         checks = [
             Check(name="database", services=everyone, probe=self._readiness.store),
-            Check(name="audit-log", services=everyone, probe=self._check_log),
         ]
         intake, release = self._intake, self._release
         if intake is not None:
@@ -396,18 +396,17 @@ class App:
             await asyncio.sleep(SWEEP_EVERY.total_seconds())
 
     def _hear_of_the_log(self, log_process: LogProcess) -> None:
-        if log_process.hear():
-            return
-        asyncio.get_running_loop().remove_reader(log_process.news)
-        self._is_set_back = log_process.saw_the_database_set_back()
+        try:
+            if log_process.hear():
+                return
+            asyncio.get_running_loop().remove_reader(log_process.news)
+            self._is_set_back = log_process.saw_the_database_set_back()
+        except Exception as e:  # noqa: BLE001 - what cannot be understood is no reason to go on without a log
+            asyncio.get_running_loop().remove_reader(log_process.news)
+            _log.critical("audit.failed", where=where(e))
         if not self._is_set_back:
             _log.critical("audit.process_gone")
         self._hopeless.set()
-
-    def _check_log(self) -> None:
-        """Readiness: not while the database is known to have been set back. Raises `StoreUnavailable`."""
-        if self._is_set_back:
-            raise StoreUnavailable(SHRANK)
 
     async def _keep_retaining(self) -> None:
         """Erases what may be kept no longer, one server at a time; the others come by and see that it was done."""

@@ -41,19 +41,13 @@ class LogProcess:
         self._token_ends_at: float | None = None
 
     @classmethod
-    def beside(cls, settings: Settings) -> LogProcess | None:
-        """To be called by a process of one thread; None where the settings leave nothing of the log to this server.
-
-        It begins with nothing before it is told to.
-        """
-        section = settings.audit
-        if not section.sequence and section.directory is None and settings.vault.checkpointer is None:
-            return None
+    def fork(cls, settings: Callable[[], Settings]) -> LogProcess:
+        """To be called by a process of one thread. It asks for settings when it begins. Raises `OSError`."""
         return cls(Companion.fork(partial(_keep, settings)))
 
     @property
     def news(self) -> int:
-        """A descriptor that is readable when `hear` is to be called."""
+        """A descriptor that is readable when `hear` is to be called; closed by `end`."""
         return self._companion.news
 
     @property
@@ -72,8 +66,12 @@ class LogProcess:
             self._token_ends_at = float(lines[-1])
         return lines is not None
 
-    def end(self) -> None:
+    def let_go(self) -> None:
         """Let it finish its round."""
+        self._companion.let_go()
+
+    def end(self) -> None:
+        """Wait until it did."""
         self._companion.end(ENDING)
 
     def saw_the_database_set_back(self) -> bool:
@@ -81,7 +79,14 @@ class LogProcess:
         return self._companion.end(ENDING) == EXIT_REFUSED
 
 
-def _keep(settings: Settings, side: Side) -> int:
+def keeps_log(settings: Settings) -> bool:
+    """Whether there is anything of the log that this server is to do."""
+    section = settings.audit
+    return section.sequence or section.directory is not None or settings.vault.checkpointer is not None
+
+
+def _keep(settings_of: Callable[[], Settings], side: Side) -> int:
+    settings = settings_of()
     store = open_store(settings)
     session = None
     checkpointer = None
@@ -135,6 +140,5 @@ class _News:
         if left is None:
             return
         ends_at = round(time.time() + left)
-        if abs(ends_at - self._told) > 1:
+        if abs(ends_at - self._told) > 1 and self._side.tell(str(ends_at)):
             self._told = ends_at
-            self._side.tell(str(ends_at))

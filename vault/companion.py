@@ -13,14 +13,15 @@ import gc
 import os
 import select
 import signal
-import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
-from vault.prefork import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, die_with
+from vault.prefork import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, die_with, expect_children, flush_output
 from vault.telemetry import where
 
 FIRST_PAUSE = timedelta(seconds=0.5)
@@ -32,6 +33,7 @@ SETTLED_AFTER = timedelta(seconds=10)
 _BEGIN = b"!"
 _NEWS_BYTES = 4096
 _LOOK = 0.02
+_STANDARD_ERROR = 2
 
 _log = structlog.get_logger()
 
@@ -49,10 +51,13 @@ class Side:
         ending.register(self._lifeline, select.POLLIN)
         return bool(ending.poll(within // timedelta(milliseconds=1)))
 
-    def tell(self, line: str) -> None:
-        """A line for the server. Lost if the server is gone, or hears nothing of what it was told before."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+    def tell(self, line: str) -> bool:
+        """A line for the server; False if the server is gone, or hears nothing of what it was told before."""
+        try:
             os.write(self._news, line.encode() + b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            return False
+        return True
 
 
 Work = Callable[[Side], int]
@@ -66,13 +71,17 @@ class Companion:
         self._nurse = nurse
         self._lifeline = lifeline
         self.news = news
-        """Readable when there are news, and when nobody is left to tell any."""
+        """Readable when there are news, and when nobody is left to tell any. Closed by `end`."""
         self._rest = b""
+        self._let_go_at: float | None = None
         self._code: int | None = None
 
     @classmethod
     def fork(cls, work: Work) -> Companion:
-        """To be called by a process of one thread. Nothing is begun yet."""
+        """To be called by a process of one thread. Nothing is begun yet. Raises `OSError`."""
+        if threading.active_count() != 1:
+            raise RuntimeError("a process with threads must not fork")
+        expect_children()
         lifeline, ours = os.pipe()
         news, theirs = os.pipe()
         os.set_blocking(news, False)
@@ -82,13 +91,18 @@ class Companion:
         gc.freeze()
 
         def nurse() -> int:
-            os.close(ours)
-            os.close(news)
+            _close_all_but(lifeline, theirs)
             return _nurse(work, Side(lifeline, theirs), lifeline, server)
 
-        pid = _fork(nurse)
-        os.close(lifeline)
-        os.close(theirs)
+        try:
+            pid = _fork(nurse)
+        except OSError:
+            os.close(ours)
+            os.close(news)
+            raise
+        finally:
+            os.close(lifeline)
+            os.close(theirs)
         return cls(pid, ours, news)
 
     def begin(self) -> None:
@@ -108,16 +122,29 @@ class Companion:
         *lines, self._rest = (self._rest + piece).split(b"\n")
         return [line.decode() for line in lines]
 
-    def end(self, within: timedelta) -> int:
-        """Let it finish what it is at; what takes longer is killed. Returns its exit code, also when asked again."""
-        if self._code is None:
+    def let_go(self) -> None:
+        """Let it finish what it is at."""
+        if self._let_go_at is None:
+            self._let_go_at = time.monotonic()
             os.close(self._lifeline)
-            self._code = self._reaped(within)
+
+    def end(self, within: timedelta) -> int:
+        """Wait until it has ended, so long after `let_go`; what takes longer is killed.
+
+        Returns its exit code, also when asked again; `EXIT_FAILED` if somebody else took that.
+        """
+        self.let_go()
+        if self._code is None:
+            try:
+                self._code = self._reaped(within)
+            except ChildProcessError:
+                self._code = EXIT_FAILED
             os.close(self.news)
         return self._code
 
     def _reaped(self, within: timedelta) -> int:
-        deadline = time.monotonic() + within.total_seconds()
+        assert self._let_go_at is not None, "it was let go"
+        deadline = self._let_go_at + within.total_seconds()
         while True:
             pid, status = os.waitpid(self._nurse, os.WNOHANG)
             if pid:
@@ -157,13 +184,23 @@ def _one_life(work: Work, side: Side) -> tuple[int, float]:
     def be() -> int:
         return work(side) if die_with(nurse, signal.SIGKILL) else EXIT_FAILED
 
-    _, status = os.waitpid(_fork(be), 0)
+    try:
+        _, status = os.waitpid(_fork(be), 0)
+    except OSError:  # no memory for another process now: as if it had died at once
+        return EXIT_FAILED, 0.0
     return os.waitstatus_to_exitcode(status), time.monotonic() - began
 
 
+def _close_all_but(*kept: int) -> None:
+    """Nothing of the server's is held on to: no port, no connection, no pipe of somebody else's."""
+    for each in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        if each > _STANDARD_ERROR and each not in kept:
+            with contextlib.suppress(OSError):
+                os.close(each)
+
+
 def _fork(be: Callable[[], int]) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     pid = os.fork()
     if pid:
         return pid
@@ -173,7 +210,5 @@ def _fork(be: Callable[[], int]) -> int:
     except BaseException as e:  # noqa: BLE001 - a child never returns into its parent's code
         _log.critical("companion.uncaught", where=where(e))
     finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        flush_output()
         os._exit(code)

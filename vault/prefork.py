@@ -44,6 +44,19 @@ def die_with(parent: int, number: signal.Signals) -> bool:
     return os.getppid() == parent
 
 
+def expect_children() -> None:
+    """Undo an ignored SIGCHLD, which survives an exec: the system would bury children before their end is read."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def flush_output() -> None:
+    """Before a fork, lest both write what is there; and before `os._exit`."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:  # as where a shell closed it
+                stream.flush()
+
+
 class SharedPort:
     """A port that workers bind once more each. Nobody else gets it meanwhile, not even while no worker listens."""
 
@@ -138,6 +151,7 @@ class Workers:
         0: SIGTERM or SIGINT came, and all drained. 1: workers died again and again, or had to be killed. 2: a worker
         refused. The first starts alone, so that what is wrong is said once.
         """
+        expect_children()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
         self._reports, self._reporting = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -191,8 +205,7 @@ class Workers:
                 worker.pid = self._fork(worker.number)
 
     def _fork(self, number: int) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         parent = os.getpid()
         pid = os.fork()
         if pid:
@@ -203,9 +216,7 @@ class Workers:
         except BaseException as e:  # noqa: BLE001 - a worker never returns into its parent's code
             _log.critical("worker.uncaught", where=where(e))
         finally:
-            with contextlib.suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
+            flush_output()
             os._exit(code)
 
     def _be(self, number: int, parent: int) -> int:
@@ -233,12 +244,16 @@ class Workers:
         return max(0.0, min(next_due - time.monotonic(), 3600.0))
 
     def _reaped(self) -> Iterator[tuple[_Worker, int]]:
-        for worker in self._running():
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if pid:
-                worker.pid, code = 0, os.waitstatus_to_exitcode(status)
-                _log.info("worker.ended", pid=pid, code=code)
-                yield worker, code
+        # Whoever ended: as process 1 of a container this one inherits what its workers leave behind.
+        while self._running():
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            for worker in self._running():
+                if worker.pid == pid:
+                    worker.pid, code = 0, os.waitstatus_to_exitcode(status)
+                    _log.info("worker.ended", pid=pid, code=code)
+                    yield worker, code
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 from tests.support.cards import fresh_typed_card
 from tests.support.installation import Installation, ServerProcess, eventually, installed
-from tests.support.processes import children_of, is_alive
+from tests.support.processes import children_of, is_alive, remains_of
 from tests.support.requests import TIMEOUT, new_customer, store_request
 from vault.audit.copy import Directory
 from vault.embedded.openbao import OpenBao
@@ -172,6 +174,155 @@ def test_a_server_ends_for_good_when_its_database_is_set_back(site: Installation
     assert "cardvault restore reconcile" in again.stderr
 
 
+def test_it_ends_its_round_and_gives_its_login_back(site: Installation) -> None:
+    server = site.serve(**signing(site))
+    store_a_card(site)
+    eventually(lambda: everything_is_signed_and_copied(site))
+    with closing(site.openbao.root()) as root:
+
+        def logins() -> set[str]:
+            accessors = root.client.list("auth/token/accessors")["data"]["keys"]
+            return {each for each in accessors if "cardvault-checkpointer" in policies(each)}
+
+        def policies(accessor: str) -> list[str]:
+            found: list[str] = root.client.auth.token.lookup_accessor(accessor)["data"]["policies"]
+            return found
+
+        held = logins()
+        _, keeper = family_of(server)
+        os.kill(keeper, signal.SIGSTOP)  # as where its round takes long
+        os.kill(server.process.pid, signal.SIGTERM)
+        time.sleep(1.5)
+        os.kill(keeper, signal.SIGCONT)
+
+        assert server.wait() == 0
+        assert len(held - logins()) == 1
+
+
+FAILING_FORK = """
+import os, sys
+real, calls = os.fork, []
+def fork():
+    calls.append(1)
+    if len(calls) == 3:  # the nurse, the companion, and the one that replaces it
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return real()
+os.fork = fork
+from vault.cli.main import app
+app()
+"""
+SET_CHILD_SUBREAPER = 36
+
+
+def serve_oddly(
+    site: Installation, *command: str, before: Callable[[], object] | None = None, **config: Any
+) -> ServerProcess:
+    """A server that is started in an odd way."""
+    log = site.directory / "odd.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, *(command or ("-m", "vault")), "serve", "--config", str(site.config(**config))],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            preexec_fn=before,
+        )
+    assert process.stdout is not None
+    found = re.search(r"port (\d+)", process.stdout.readline().decode())
+    assert found is not None, log.read_text(encoding="utf-8")
+    server = ServerProcess(process, int(found.group(1)), log)
+    site.servers.append(server)
+    return server
+
+
+def ignore_children() -> None:
+    """As `sh -c "trap '' CHLD; exec cardvault serve"`: an ignored signal stays ignored across exec."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def test_a_server_whose_starter_ignored_its_children_is_as_any_other(site: Installation) -> None:
+    server = serve_oddly(site, before=ignore_children, **signing(site))
+    _, keeper = family_of(server)
+
+    os.kill(keeper, signal.SIGKILL)
+
+    eventually(lambda: family_of(server)[1] != keeper)
+    assert server.stop() == 0
+
+
+def test_what_cannot_be_understood_ends_the_server(site: Installation) -> None:
+    odd = "import vault.app_log as a; a.LogProcess.hear = lambda self: 1 / 0; from vault.cli.main import app; app()"
+    server = serve_oddly(site, "-c", odd, **signing(site))
+
+    assert server.wait() == 1
+    assert '"audit.process_gone"' in server.log.read_text(encoding="utf-8")
+
+
+def test_one_fork_that_fails_does_not_end_the_server(site: Installation) -> None:
+    server = serve_oddly(site, "-c", FAILING_FORK, **signing(site))
+    _, keeper = family_of(server)
+    os.kill(keeper, signal.SIGKILL)
+
+    store_a_card(site)
+
+    eventually(lambda: everything_is_signed_and_copied(site))
+    assert server.process.poll() is None
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def big(tmp_path: Path, openbao: OpenBao, postgresql_url: str) -> Iterator[Installation]:
+    """An installation on PostgreSQL."""
+    with installed(tmp_path / "big", openbao, postgresql_url) as installation:
+        yield installation
+
+
+def workers_of(server: ServerProcess) -> tuple[int, int]:
+    """The first worker, which has the log's process, and the other."""
+    found: list[int] = []
+
+    def there_are_two() -> bool:
+        found[:] = sorted(children_of(server.process.pid), key=lambda pid: not children_of(pid))
+        return len(found) == 2 and bool(children_of(found[0]))
+
+    eventually(there_are_two)
+    return found[0], found[1]
+
+
+def test_it_holds_no_port_of_its_worker(big: Installation) -> None:
+    first, _ = workers_of(big.serve(server__workers=2, **signing(big)))
+    (nurse,) = children_of(first)
+
+    held = [str(path.readlink()) for path in Path(f"/proc/{nurse}/fd").iterdir()]
+
+    assert [each for each in held if each.startswith("socket:")] == []
+
+
+def test_process_1_of_a_container_keeps_no_remains(big: Installation) -> None:
+    def as_process_1() -> None:
+        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    server = serve_oddly(big, before=as_process_1, server__workers=2, **signing(big))
+    for _ in range(2):
+        first, _ = workers_of(server)
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda gone=first: workers_of(server)[0] != gone)
+
+    eventually(lambda: remains_of(server.process.pid) == [])
+
+
+def test_all_workers_end_for_good_when_their_database_is_set_back(big: Installation) -> None:
+    server = big.serve(server__workers=2, **signing(big))
+    store_a_card(big)
+    eventually(lambda: everything_is_signed_and_copied(big))
+
+    copy = Directory(big.directory / "copy")
+    copy.add_events(copy.size(), [next(copy.leaves())])
+
+    assert server.wait() == 2
+
+
 # --- the companion itself -------------------------------------------------------------------------------------------
 
 PROGRAM = """
@@ -274,3 +425,43 @@ def test_a_companion_that_nobody_listens_to_does_not_wait(tmp_path: Path) -> Non
     )
 
     assert (done.stdout, lives) == ("2\n", 1)
+
+
+def test_the_time_to_end_counts_from_when_it_was_let_go(tmp_path: Path) -> None:
+    done, _ = run(
+        tmp_path,
+        work="side.tell('up'); time.sleep(60)",
+        server=textwrap.dedent(
+            """
+            side.begin()
+            while not side.hear():
+                time.sleep(0.02)
+            side.let_go()
+            time.sleep(1)
+            began = time.monotonic()
+            print(side.end(timedelta(seconds=1)), time.monotonic() - began < 0.5)
+            """
+        ),
+    )
+
+    assert done.stdout == f"{-signal.SIGKILL} True\n"
+
+
+def test_a_process_with_threads_has_no_companion(tmp_path: Path) -> None:
+    done, lives = run(tmp_path, work="return 0", server="side.end(timedelta(seconds=5))")
+    threads = "import threading; threading.Thread(target=time.sleep, args=(1,)).start()"
+    odd, _ = run(tmp_path, work="return 0", server=f"{threads}; Companion.fork(work)")
+
+    assert (done.returncode, lives) == (0, 0)
+    assert "a process with threads must not fork" in odd.stderr or '"process.uncaught"' in odd.stderr
+    assert odd.returncode == 1
+
+
+def test_a_closed_output_is_no_trouble(tmp_path: Path) -> None:
+    done, lives = run(
+        tmp_path,
+        work="return 2",
+        server="os.close(1); sys.stdout = None; side.begin(); sys.exit(10 + side.end(timedelta(seconds=5)))",
+    )
+
+    assert (done.returncode, lives) == (12, 1)

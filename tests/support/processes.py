@@ -16,6 +16,12 @@ def children_of(pid: int) -> list[int]:
     return [each for each in pids if is_alive(each) and _fields(each)[1] == str(pid)]
 
 
+def remains_of(pid: int) -> list[int]:
+    """Children that ended and that nobody waited for."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [each for each in pids if _fields(each)[:2] == ["Z", str(pid)]]
+
+
 def _fields(pid: int) -> list[str]:
     """State, parent and so on; nothing for one that is gone."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,13 +12,28 @@ from vault.config_file import load
 from vault.domain.caller import Role
 from vault.hardening import harden
 
+if TYPE_CHECKING:
+    from vault.app_log import LogProcess
+
 
 def run(state: Path) -> int:
     """Prepare the stack, then serve until a signal."""
+    from vault.app_log import LogProcess
+    from vault.embedded.stack import CONFIG
+
+    harden()
+    # Before OpenBao is started, which takes a thread.
+    log_process = LogProcess.fork(lambda: load(state / CONFIG))
+    try:
+        return _run(state, log_process)
+    finally:
+        log_process.end()
+
+
+def _run(state: Path, log_process: LogProcess) -> int:
     from vault.embedded.process import OpenBaoFailed
     from vault.embedded.stack import PROCESSOR, TENANT, Stack, prepare
 
-    harden()
     typer.echo(f"Preparing a stack in {state}/ …")
     try:
         stack = prepare(state)
@@ -51,6 +67,6 @@ def run(state: Path) -> int:
         return "\n".join(lines)
 
     try:
-        return serve(load(stack.config), announce=announce)
+        return serve(load(stack.config), announce=announce, log_process=log_process)
     finally:
         stack.close()

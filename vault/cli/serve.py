@@ -84,15 +84,29 @@ def serve_many(settings: Settings, *, announce: Callable[[int], None]) -> int:
         shared.close()
 
 
-def serve(settings: Settings, *, announce: Callable[[int], None], shares_port: bool = False, worker: int = 0) -> int:
-    """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered."""
-    from vault.app_log import LogProcess
+def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[int], None],
+    shares_port: bool = False,
+    worker: int = 0,
+    log_process: LogProcess | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT. `announce` is called with the port once calls are answered.
+
+    Whoever has threads already brings the `log_process` that was forked before.
+    """
+    from vault.app_log import LogProcess, keeps_log
     from vault.telemetry import configure_logs
 
     harden()
     configure_logs(level=settings.log_level, as_json=not sys.stderr.isatty())
-    # Before gRPC is imported, and before anything else has threads.
-    log_process = LogProcess.beside(settings) if worker == 0 else None
+    if log_process is None and worker == 0 and keeps_log(settings):
+        # Before gRPC is imported, and before anything else has threads.
+        try:
+            log_process = LogProcess.fork(lambda: settings)
+        except OSError as e:
+            return _refuse([f"server: cannot start ({e.strerror})"])
     try:
         return _serve(settings, log_process, announce=announce, shares_port=shares_port, worker=worker)
     finally:

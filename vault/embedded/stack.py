@@ -16,6 +16,8 @@ from vault.keyring.files import make_private_dir, write_private
 from vault.keyring.setup import LoginName
 from vault.store import schema
 
+CONFIG = "cardvault.toml"
+"""Name of the configuration file that `prepare` writes."""
 TENANT = "shop"
 PROCESSOR = "acquirer"
 TRUST_DOMAIN = "cardvault.localhost"
@@ -130,7 +132,7 @@ def prepare(
     try:
         database = directory / "cardvault.sqlite"
         schema.upgrade(f"sqlite:///{database}")
-        config = directory / "cardvault.toml"
+        config = directory / CONFIG
         text = _CONFIG.format(
             port=_kept_port(directory / "port") if port is None else port,
             server=server,
