@@ -10,7 +10,7 @@ from sqlalchemy import Column, ColumnElement, Text, and_, bindparam, func, liter
 
 from vault.domain.audit import RELEASED, Outcome
 from vault.domain.consent import GivenConsent, LedgerEntry, Withdrawal
-from vault.domain.ids import ConsentId, CustomerId, EventId, OrderId, ProcessorName, TenantId, Token
+from vault.domain.ids import ConsentId, CustomerId, EventId, OnceId, OrderId, ProcessorName, TenantId, Token
 from vault.ports import ConsentCursor, Release, ReleaseCursor
 from vault.store import rows as as_domain
 from vault.store.link import Link
@@ -89,6 +89,7 @@ def _releases(*, with_cursor: bool) -> Any:
             audit_events.c.order_id,
             audit_events.c.processor,
             audit_events.c.occurred_at,
+            audit_events.c.details,
         )
         .where(audit_events.c.tenant_id == _TENANT, audit_events.c.customer_id == _CUSTOMER, _RELEASED_OK)
         .order_by(audit_events.c.occurred_at, audit_events.c.event_id)
@@ -116,20 +117,24 @@ def given(
 def releases(
     link: Link, tenant: TenantId, customer: CustomerId, after: ReleaseCursor | None, limit: int
 ) -> Sequence[Release]:
-    """Releases of stored cards, oldest first."""
+    """Releases that name the customer, oldest first."""
     parameters: dict[str, Any] = {"tenant": tenant, "customer": customer, "limit": limit}
     if after is not None:
         parameters |= {"after_moment": after.released_at, "after_name": after.event}
     found = link.rows(_releases(with_cursor=after is not None), parameters)
-    return tuple(
-        Release(
-            event=EventId(row.event_id),
-            token=Token(row.target),
-            order=OrderId(row.order_id),
-            processor=ProcessorName(row.processor),
-            released_at=row.occurred_at,
-        )
-        for row in found
+    return tuple(_release(row) for row in found)
+
+
+def _release(row: Any) -> Release:
+    by_one_time_token = row.target.startswith(OnceId.prefix)
+    token = row.details.get("token") if by_one_time_token else row.target
+    return Release(
+        event=EventId(row.event_id),
+        token=Token(token) if token else None,
+        order=OrderId(row.order_id),
+        processor=ProcessorName(row.processor),
+        released_at=row.occurred_at,
+        by_one_time_token=by_one_time_token,
     )
 
 

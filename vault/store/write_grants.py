@@ -304,6 +304,7 @@ def insert_once(link: Link, keys: Sequence[OnceKey]) -> None:
                 "created_at": key.created_at,
                 "expires_at": key.expires_at,
                 "token": key.token,
+                "customer_id": key.customer,
             },
         )
         for key in sorted(keys, key=lambda key: (key.tenant, key.once_id))
