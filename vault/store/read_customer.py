@@ -13,6 +13,7 @@ from vault.domain.consent import GivenConsent, LedgerEntry, Withdrawal
 from vault.domain.ids import ConsentId, CustomerId, EventId, OnceId, OrderId, ProcessorName, TenantId, Token
 from vault.ports import ConsentCursor, Release, ReleaseCursor
 from vault.store import rows as as_domain
+from vault.store.columns import is_readable_time
 from vault.store.link import Link
 from vault.store.rows import CONSENT_COLUMNS, GIVEN
 from vault.store.tables import audit_events, cards, consents
@@ -79,6 +80,9 @@ _RELEASED_OK = and_(
     audit_events.c.outcome == literal_column(f"'{Outcome.OK.value}'", Text()),
 )
 
+# A forged time does not keep a customer from what is known.
+_IN_TIME = is_readable_time(audit_events.c.occurred_at)
+
 
 @cache
 def _releases(*, with_cursor: bool) -> Any:
@@ -91,7 +95,7 @@ def _releases(*, with_cursor: bool) -> Any:
             audit_events.c.occurred_at,
             audit_events.c.details,
         )
-        .where(audit_events.c.tenant_id == _TENANT, audit_events.c.customer_id == _CUSTOMER, _RELEASED_OK)
+        .where(audit_events.c.tenant_id == _TENANT, audit_events.c.customer_id == _CUSTOMER, _RELEASED_OK, _IN_TIME)
         .order_by(audit_events.c.occurred_at, audit_events.c.event_id)
         .limit(bindparam("limit"))
     )
@@ -127,10 +131,10 @@ def releases(
 
 def _release(row: Any) -> Release:
     by_one_time_token = row.target.startswith(OnceId.prefix)
-    token = row.details.get("token") if by_one_time_token else row.target
+    token = (row.details or {}).get("token") if by_one_time_token else row.target
     return Release(
         event=EventId(row.event_id),
-        token=Token(token) if token else None,
+        token=Token(str(token)) if token else None,
         order=OrderId(row.order_id),
         processor=ProcessorName(row.processor),
         released_at=row.occurred_at,

@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, func, or_, select
 from vault.domain.audit import RELEASED
 from vault.domain.card import CardState
 from vault.ports_operator import EvidenceCounts
-from vault.store.columns import UtcTime
+from vault.store.columns import UtcTime, is_readable_time
 from vault.store.link import Link
 from vault.store.rows import OPEN, WITHDRAWN
 from vault.store.tables import audit_events, cards, consents, once_keys
@@ -68,7 +68,9 @@ _RELEASERS = (
 )
 _OLDEST_ONCE = select(func.min(once_keys.c.created_at).label("oldest")).where(once_keys.c.state == OPEN)
 _REVIEWED = select(func.max(audit_events.c.occurred_at).label("newest")).where(
-    audit_events.c.event == "audit.read", audit_events.c.target == "report"
+    is_readable_time(audit_events.c.occurred_at),
+    audit_events.c.event == "audit.read",
+    audit_events.c.target == "report",
 )
 
 
