@@ -305,14 +305,16 @@ def _readable(row: Any) -> AuditEvent | None:
             texts.append(fact)
         elif not isinstance(fact, int) or abs(fact) > _MAX_NUMBER:
             return None
-    return event_of(row) if all(map(_is_plain, texts)) else None
+    return event_of(row) if _are_plain(texts) else None
 
 
-def _is_plain(text: Any) -> bool:
+def _are_plain(texts: Sequence[Any]) -> bool:
     """Whether it is text that every database and every terminal takes."""
-    if not isinstance(text, str):
-        return False
-    return "\0" not in text and (text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text))
+    try:
+        whole = "".join(texts)
+    except TypeError:
+        return False  # not text at all
+    return "\0" not in whole and (whole.isascii() or not any("\ud800" <= each <= "\udfff" for each in whole))
 
 
 def head(link: Link) -> LogHead:
@@ -417,7 +419,7 @@ def between(link: Link, since: datetime, until: datetime, after: tuple[datetime,
     last: tuple[datetime, str] | None = None
     if len(rows) == limit:
         # The next page begins behind a name that the database can be asked about.
-        names = [place for place, row in enumerate(rows) if _is_plain(row.place_id)]
+        names = [place for place, row in enumerate(rows) if _are_plain([row.place_id])]
         rows = rows[: names[-1] + 1] if names else rows
         end = rows[-1]
         last = (end.place_time, end.place_id) if names else (end.place_time + datetime.resolution, "")
