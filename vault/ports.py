@@ -157,13 +157,15 @@ class ReleaseCursor:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One stored card that went to a processor, as the audit log has it."""
+    """One card that went to a processor, as the audit log has it."""
 
     event: EventId
-    token: Token
+    token: Token | None
+    """The card; None if it was not stored."""
     order: OrderId
     processor: ProcessorName
     released_at: datetime
+    by_one_time_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,8 @@ class OnceKey:
     expires_at: datetime
     token: Token | None = None
     """The card that was stored in the same call, whose first payment this token then makes."""
+    customer: CustomerId | None = None
+    """Whose card it is, if the shop said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +352,7 @@ class Reader(Protocol):
     def releases(
         self, tenant: TenantId, customer: CustomerId, *, after: ReleaseCursor | None, limit: int
     ) -> Sequence[Release]:
-        """Every release of a stored card of the customer, also of cards erased since, oldest first."""
+        """Every release that names the customer, also of cards erased since or never stored, oldest first."""
 
     def setting(self, name: str) -> str | None:
         """A fact about this database, such as its environment label."""

@@ -103,6 +103,17 @@ class QueueHealth:
     """The first place that is taken outside of the log."""
 
 
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Some of the events of a time."""
+
+    events: Sequence[AuditEvent]
+    unreadable: int
+    """Rows among them that are no events: no program of ours wrote them."""
+    next: tuple[datetime, str] | None
+    """Where the rest begins; None if that was all."""
+
+
 class LogReader(Reader, Protocol):
     """Queries on the log."""
 
@@ -135,8 +146,11 @@ class LogReader(Reader, Protocol):
 
     def events_between(
         self, since: datetime, until: datetime, *, after: tuple[datetime, str] | None, limit: int
-    ) -> Sequence[AuditEvent]:
+    ) -> EventPage:
         """Events of that time in order (time, then id), in the log or not."""
+
+    def count_out_of_time(self) -> int:
+        """Rows whose time is none that an event could have."""
 
     def is_stored_or_erased(self, tenant: TenantId, token: Token) -> bool:
         """Whether a card of this token is there, or a tombstone of it."""

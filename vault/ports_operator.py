@@ -191,6 +191,18 @@ class EvidenceCounts:
     """When `cardvault audit report` was last run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """A database's file, written anew."""
+
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    """While which nobody could write."""
+    is_clear: bool
+    """False: a reader that began before is still at it, and for its sake the old bytes are still there."""
+
+
 class OperatorReader(Reader, Protocol):
     """Queries of operator commands."""
 
@@ -239,6 +251,12 @@ class OperatorReader(Reader, Protocol):
     def evidence_counts(self, *, since: datetime) -> EvidenceCounts:
         """What the periodic audit asks for; releases by identity since a time."""
 
+    def count_erased(self) -> int:
+        """How many cards were ever erased and not stored again under their token."""
+
+    def count_erased_since_compaction(self) -> int:
+        """How many of them since the database's file was last written anew."""
+
     def consent_ledger(self, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
         """Every consent and withdrawal of the customer, oldest first."""
 
@@ -269,6 +287,9 @@ class OperatorWriter(OperatorReader, Writer, Protocol):
 
     def delete_setting(self, name: str) -> None:
         """Forget a fact."""
+
+    def note_compacted(self, erased: int) -> None:
+        """Remember that the file was written anew after so many erasures."""
 
     def erase_due_cards(self, events: Mapping[CardKey, EventId], at: Deadlines) -> ErasedDue:
         """Erase, as `erase_cards` does, those of these cards that are still due; at most 200.
@@ -303,4 +324,17 @@ class OperatorStore(Store, Protocol):
         """Hold a lock of this name across processes and hosts while the block runs; gone when the process dies.
 
         Raises `Busy` at once if another holds it. Needs no open transaction meanwhile.
+        """
+
+    def file_size(self) -> int | None:
+        """Bytes of SQLite's file without its log; None on PostgreSQL. Raises `StoreUnavailable`."""
+
+    def compacts_by_itself(self, size: int) -> bool:
+        """Whether servers write a file of so many bytes anew after erasures."""
+
+    def write_anew(self) -> Compacted:
+        """Write SQLite's file anew. Nobody else can write meanwhile, and what waits too long for that is unavailable.
+
+        Raises `PreconditionFailed` where somebody is in the way or room is lacking, `StoreUnavailable`; then nothing
+        was changed.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -16,10 +16,18 @@ from google.rpc import error_details_pb2, status_pb2
 from tests.support.cards import fresh_digits
 from vault.client import (
     CallError,
+    CardInput,
+    CardUse,
+    Checkout,
+    ClientClosed,
     Conflict,
+    Consent,
+    ConsentChannel,
     ConsentRequired,
     Contention,
     DidNotHappen,
+    Expiry,
+    ImportItem,
     InvalidArgument,
     NotAvailable,
     NotServed,
@@ -34,9 +42,11 @@ from vault.client.calls import Call, Effect, Request
 from vault.client.clients import _read
 from vault.client.errors import Failure
 from vault.client.retry import Attempts, Budget
+from vault.v1 import checkout_pb2
 from vault.v1.account_pb2 import ListCardsResponse
 
 Code = grpc.StatusCode
+T = TypeVar("T")
 UNKNOWN_CODES = [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL]
 DEFINITE = {
     Code.INVALID_ARGUMENT: InvalidArgument,
@@ -93,6 +103,73 @@ def test_a_server_that_says_when_is_asked_then_and_not_before(code: grpc.StatusC
 
     assert all(isinstance(pause, float) and 0.2 <= pause <= 0.25 for pause in pauses)
     assert len(set(pauses)) > 1
+
+
+CLOSED = Failure(Code.CANCELLED, "this client is closed", is_closed=True)
+
+
+@pytest.mark.parametrize("effect", Effect)
+def test_a_client_that_is_closed_did_nothing_and_repeats_nothing(effect: Effect) -> None:
+    error = attempts(effect).pause_after(CLOSED, 100.0)
+
+    assert type(error) is ClientClosed
+    assert isinstance(error, RuntimeError), "as it was before"
+
+
+@pytest.mark.parametrize(("lost", "kind"), [(LOST, OutcomeUnknown), (NO_CONNECTION, ClientClosed)])
+def test_a_client_that_was_closed_between_two_attempts_knows_what_the_first_one_left(
+    lost: Failure, kind: type[CallError]
+) -> None:
+    assert type(error_after(lost, CLOSED)) is kind
+    assert type(error_after(lost, CLOSED, effect=Effect.READ)) is ClientClosed
+
+
+def _batch(*failed: int) -> bytes:
+    failures = [checkout_pb2.BatchTokenizeFailure(code=code, message="no") for code in failed]
+    results = [checkout_pb2.BatchTokenizeResult(failure=each) for each in failures]
+    return checkout_pb2.BatchTokenizeResponse(results=results).SerializeToString()
+
+
+class _Described(Checkout):
+    """Says what it would send."""
+
+    def __init__(self) -> None:
+        self.described: list[Call[Any]] = []
+
+    def run(self, described: Call[T], /) -> T:
+        self.described.append(described)
+        return described.answer(_batch(3))
+
+
+def test_an_item_of_a_batch_whose_first_answer_was_lost_may_have_been_stored() -> None:
+    checkout = _Described()
+    consent = Consent(
+        terms_version="1",
+        terms_sha256=bytes(32),
+        uses=(CardUse.CUSTOMER_INITIATED,),
+        channel=ConsentChannel.WEB,
+        locale="en",
+    )
+    card = CardInput(fresh_digits(), expiry=Expiry(year=2050, month=1))
+    item = ImportItem(customer="ada", card=card, consent=consent)
+    checkout.batch_tokenize([item])
+    (described,) = checkout.described
+    codes = [code.value[0] for code in DEFINITE]
+
+    for code, kind in zip(codes, DEFINITE.values(), strict=True):
+        first, after_loss = (_read(described, _batch(code), after_loss=lost) for lost in (False, True))
+
+        assert isinstance(first, tuple)
+        assert isinstance(after_loss, tuple)
+        assert type(first[0][0].error) is kind
+        expected = OutcomeUnknown if error_after(LOST, Failure(_code(code))).__class__ is OutcomeUnknown else kind
+        assert type(after_loss[0][0].error) is expected
+        assert after_loss[0][0].error.idempotency_key == first[0][0].error.idempotency_key
+    assert {error_after(LOST, Failure(code)).__class__ for code in SAID_BEFORE_LOOKING} == {OutcomeUnknown}
+
+
+def _code(number: int) -> grpc.StatusCode:
+    return next(each for each in grpc.StatusCode if each.value[0] == number)
 
 
 def test_pauses_are_random_and_grow_to_a_bound() -> None:

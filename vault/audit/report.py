@@ -39,11 +39,15 @@ class AuditReport:
     """Seen in this time and never before."""
     peaks: list[str] = field(default_factory=list)
     """Hours with far more releases than the others."""
+    unreadable: int = 0
+    """Rows of this time, or of no time, that are no events: somebody wrote or changed them in the database."""
 
     @property
     def has_findings(self) -> bool:
         """Whether somebody should look."""
-        return bool(self.refused_redemptions or self.failed_openings or self.new_identities or self.peaks)
+        return bool(
+            self.refused_redemptions or self.failed_openings or self.new_identities or self.peaks or self.unreadable
+        )
 
 
 def review(store: LogStore, *, since: datetime, until: datetime) -> AuditReport:
@@ -55,14 +59,16 @@ def review(store: LogStore, *, since: datetime, until: datetime) -> AuditReport:
     while True:
         with store.reading() as tx:
             page = tx.events_between(since, until, after=after, limit=PAGE)
-        for each in page:
+        report.unreadable += page.unreadable
+        for each in page.events:
             _count(report, each, by_hour)
             actors.add(each.actor)
-        if len(page) < PAGE:
+        if page.next is None:
             break
-        after = (page[-1].occurred_at, page[-1].event_id)
+        after = page.next
     with store.reading() as tx:
         known = tx.actors_before(since)
+        report.unreadable += tx.count_out_of_time()
     report.new_identities = sorted(actors - set(known) - {""})
     report.peaks = _peaks(by_hour)
     return report

@@ -322,6 +322,8 @@ def _tell(terminal: Terminal, found: AuditReport) -> None:
         terminal.say(f"LOOK never seen before: {actor}")
     for peak in found.peaks:
         terminal.say(f"LOOK peak: {peak}")
+    if found.unreadable:
+        terminal.say(f"LOOK {found.unreadable} rows are no events: run `cardvault audit verify`")
     if not found.has_findings:
         terminal.say("Nothing stands out.")
 

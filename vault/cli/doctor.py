@@ -114,6 +114,7 @@ def _database(settings: CommonSettings) -> list[Finding]:
 
             found += _asked("database", label, f"environment {settings.environment}")
             found += _retention(store)
+            found += _compaction(store)
             found += _log(store, settings)
         return found
     finally:
@@ -134,6 +135,17 @@ def _retention(store: SqlStore) -> list[Finding]:
     completed = datetime.fromisoformat(text)
     late = datetime.now(UTC) - completed > SLACK
     return [Finding("retention", "warning" if late else "ok", f"last run completed {completed:%Y-%m-%d %H:%M} UTC")]
+
+
+def _compaction(store: SqlStore) -> list[Finding]:
+    from vault.cli.retention import in_words_left
+    from vault.usecases.compaction import left_over
+
+    try:
+        left = left_over(store)
+    except CardVaultError as e:
+        return [Finding("retention", "problem", e.reason)]
+    return [Finding("retention", "warning", in_words_left(left))] if left is not None and not left.is_small else []
 
 
 def _log(store: SqlStore, settings: CommonSettings) -> list[Finding]:

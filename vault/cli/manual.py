@@ -347,5 +347,18 @@ PAGES: Mapping[str, Page] = {
         {0: "nothing is overdue", 1: "something is"} | _USAGE,
         "retention verify --config operator.toml",
     ),
+    "retention compact": _page(
+        "Write SQLite's file anew after erasures.",
+        "the database's file, not what is in it; recorded in the audit log",
+        {
+            0: "written anew",
+            1: "failed, or a long reader still holds the old bytes: run it again",
+            2: "usage, or the file has problems",
+            5: "PostgreSQL, somebody in the way or no room; nothing was done",
+            130: "Ctrl-C; the file is whole",
+        },
+        "retention compact --config operator.toml --reason 'after erasures' --dry-run",
+        "retention compact --config operator.toml --reason 'after erasures'",
+    ),
 }
 """By the words that are typed."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from vault.cli.operating import EXIT_FAILED, EXIT_OK, Patience, Terminal, Watch, ending, operating, operator_now
 from vault.domain.retention import RULES, CardRule, RowRule, Rule
+from vault.usecases.compaction import Compact, Left, left_over
 from vault.usecases.retention import Retain, RetentionPlan, RetentionReport
 
 _TEXTS: Mapping[Rule, str] = {
@@ -66,7 +68,11 @@ def verify(config: Path, *, as_json: bool) -> int:
             use_case = Retain(world=tools.world, limits=tools.retention)
             overdue = use_case.verify(operator_now(tools, "retention verify"))
             late = {rule: count for rule, count in overdue.items() if count}
-            terminal.result({"overdue": _plain(overdue)})
+            left = left_over(tools.world.store)
+            is_left = left is not None and not left.is_small
+            terminal.result({"overdue": _plain(overdue), "not_compacted": asdict(left) if left and is_left else None})
+            if left is not None and is_left:
+                terminal.say(in_words_left(left))
             if not late:
                 terminal.say("nothing is overdue")
                 return EXIT_OK
@@ -75,6 +81,53 @@ def verify(config: Path, *, as_json: bool) -> int:
             return EXIT_FAILED
 
         return ending(terminal, command)
+
+
+def compact(config: Path, *, reason: str, dry_run: bool, as_json: bool) -> int:
+    """Write SQLite's file anew."""
+    terminal = Terminal(as_json)
+    with operating(config) as tools:
+
+        def command() -> int:
+            store = tools.world.store
+            if dry_run:
+                return _show_left(terminal, left_over(store), store.file_size())
+            done = Compact(world=tools.world)(operator_now(tools, reason))
+            terminal.result(asdict(done))
+            terminal.say(
+                f"{_size(done.bytes_before)} before, {_size(done.bytes_after)} now; nobody could write for "
+                f"{done.seconds:.1f} s"
+            )
+            if done.is_clear:
+                return EXIT_OK
+            terminal.trouble(
+                "a reader that began before is still at it, so the old bytes are still in the file: run this again "
+                "when it has ended"
+            )
+            return EXIT_FAILED
+
+        return ending(terminal, command, stopped="stopped: the file is as it was before, or written anew")
+
+
+def in_words_left(left: Left) -> str:
+    """What to do about a large file."""
+    return (
+        f"{left.erased} cards were erased since the database's file ({_size(left.size)}) was last written anew: it "
+        "may hold remains of them; `cardvault retention compact` in a quiet hour"
+    )
+
+
+def _show_left(terminal: Terminal, left: Left | None, size: int | None) -> int:
+    terminal.result({"bytes": size, "erased_since": left.erased if left is not None else 0})
+    if size is None:
+        terminal.say("PostgreSQL: nothing would be done")
+    else:
+        terminal.say(f"{_size(size)}, {left.erased if left is not None else 0} cards erased since it was written anew")
+    return EXIT_OK
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
 
 
 def _show(terminal: Terminal, planned: RetentionPlan) -> None:

@@ -366,7 +366,7 @@ def log_findings(state: LogState, *, now: datetime) -> Iterator[tuple[str, Level
         since = _span((now - state.oldest_queued).total_seconds())
         yield f"events have waited for their place for {since}", Level.FAILED, look
     elif state.queued and state.oldest_queued is None:
-        yield "something waits that is no event: somebody removed it", Level.FAILED, "`cardvault audit verify`"
+        yield "something waits that is no event: somebody removed or wrote it", Level.FAILED, "`cardvault audit verify`"
     if state.latest_queued is not None and state.latest_queued - now > LOG_LATE:
         ahead = _span((state.latest_queued - now).total_seconds())
         yield (

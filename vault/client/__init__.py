@@ -34,9 +34,9 @@ managers. `AsyncCheckout`, `AsyncAccount` and `AsyncProcessor` have the same met
 `async for card in account.list_cards("ada")`.
 
 **Errors.** A call either did not happen (`DidNotHappen`: `InvalidArgument`, `Refused`, `NotAvailable`,
-`ConsentRequired`, `PreconditionFailed`, `Conflict`, `Contention`, `Overloaded`, `NotServed`) or nobody here can know
-(`OutcomeUnknown`, of which `Unavailable` is one): repeat it later with `error.idempotency_key`. `error.error_id` is
-what the vault's log and audit event call it.
+`ConsentRequired`, `PreconditionFailed`, `Conflict`, `Contention`, `Overloaded`, `NotServed`, `ClientClosed`) or
+nobody here can know (`OutcomeUnknown`, of which `Unavailable` is one): repeat it later with `error.idempotency_key`.
+`error.error_id` is what the vault's log and audit event call it.
 
 >>> from vault.client import NotAvailable
 >>> try:
@@ -64,6 +64,7 @@ from vault.client.account import Account, AsyncAccount
 from vault.client.checkout import AsyncCheckout, Checkout, NotStored
 from vault.client.errors import (
     CallError,
+    ClientClosed,
     Conflict,
     ConsentRequired,
     Contention,
@@ -121,6 +122,7 @@ __all__ = [
     "CardState",
     "CardUse",
     "Checkout",
+    "ClientClosed",
     "Conflict",
     "Consent",
     "ConsentChannel",

@@ -67,6 +67,8 @@ class Call(Generic[T]):
     deadline: timedelta | None
     """For all attempts together; None: as the client's options say."""
     idempotency_key: str = ""
+    answer_after_loss: Callable[[bytes], T] | None = None
+    """Reads it where an attempt before may have been carried out; None: in the same way."""
 
     @property
     def method(self) -> str:
@@ -89,6 +91,7 @@ def call(
     effect: Effect,
     deadline: timedelta | None,
     idempotency_key: str = "",
+    decode_after_loss: Callable[[M], T] | None = None,
 ) -> Call[T]:
     """Describe one. Raises `InvalidArgument` for what cannot even be written down, such as a number as a text."""
     raw: bytes | None = None
@@ -105,6 +108,9 @@ def call(
         effect=effect,
         deadline=deadline,
         idempotency_key=idempotency_key,
+        answer_after_loss=None
+        if decode_after_loss is None
+        else lambda received: decode_after_loss(answer_type.FromString(received)),
     )
 
 

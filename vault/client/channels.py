@@ -19,6 +19,13 @@ C = TypeVar("C")
 _log = logging.getLogger("vault.client")
 
 
+class Closed(RuntimeError):
+    """The client was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("this client is closed")
+
+
 class Lease(Generic[C]):
     """A channel and how many calls are on it."""
 
@@ -49,11 +56,11 @@ class Channels(Generic[C]):
     def take(self) -> tuple[Lease[C], list[C]]:
         """A channel for one call, to be given back, and channels to be closed now.
 
-        Raises `RuntimeError` once closed, and in a process forked from the one in which the first call was made.
+        Raises `Closed` once closed, `RuntimeError` in a process forked from the one in which the first call was made.
         """
         with self._lock:
             if self._is_closed:
-                raise RuntimeError("this client is closed")
+                raise Closed
             if self._process not in (0, os.getpid()):
                 raise RuntimeError("this client was used before the process was forked; make one in each process")
             done = self._renew() if self._is_due() else []
@@ -73,6 +80,11 @@ class Channels(Generic[C]):
             self._is_closed = True
             open_now, self._leases = self._leases, []
             return [lease.channel for lease in open_now] if self._process == os.getpid() else []
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
 
     def _is_due(self) -> bool:
         return not self._leases or monotonic() - self._looked_at >= self._pause

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +13,7 @@ from vault.client import codec
 from vault.client.calls import Call, Effect, call, rpc
 from vault.client.clients import AsyncClient, BlockingClient
 from vault.client.errors import CallError, Failure, FieldViolation
+from vault.client.retry import kind_after_loss
 from vault.client.values import (
     Card,
     CardInput,
@@ -99,9 +100,11 @@ class _CheckoutCalls:
                 ]
             ),
             checkout_pb2.BatchTokenizeResponse,
-            lambda answer: tuple(_result(result, key) for result, key in zip(answer.results, keys, strict=True)),
+            lambda answer: _results(answer, keys, kind_of=lambda failure: failure.kind),
             effect=Effect.WRITE,
             deadline=deadline,
+            # Then an item that failed may have been stored by that attempt.
+            decode_after_loss=lambda answer: _results(answer, keys, kind_of=kind_after_loss),
         )
 
     @rpc
@@ -165,14 +168,23 @@ class _CheckoutCalls:
         )
 
 
-def _result(result: checkout_pb2.BatchTokenizeResult, key: str) -> Card | NotStored:
+_KindOf = Callable[[Failure], type[CallError]]
+
+
+def _results(
+    answer: checkout_pb2.BatchTokenizeResponse, keys: Sequence[str], *, kind_of: _KindOf
+) -> tuple[Card | NotStored, ...]:
+    return tuple(_result(result, key, kind_of) for result, key in zip(answer.results, keys, strict=True))
+
+
+def _result(result: checkout_pb2.BatchTokenizeResult, key: str, kind_of: _KindOf) -> Card | NotStored:
     if result.WhichOneof("outcome") == "card":
         return codec.card(result.card)
     told = result.failure
     code = next((each for each in grpc.StatusCode if each.value[0] == told.code), grpc.StatusCode.UNKNOWN)
     violations = (FieldViolation(told.field, told.message),) if told.field else ()
     failure = Failure(code, told.message, told.error_id, told.reason, violations)
-    return NotStored(failure.kind(failure, "Tokenize", key))
+    return NotStored(kind_of(failure)(failure, "Tokenize", key))
 
 
 class Checkout(_CheckoutCalls, BlockingClient):

@@ -180,10 +180,11 @@ def _proof(message: account_pb2.InclusionProof) -> InclusionProof:
 def release(message: account_pb2.Release) -> Release:
     """One release of a card."""
     return Release(
-        token=Token(message.token),
+        token=Token(message.token) if message.token else None,
         order=message.order_id,
         processor=message.processor,
         released_at=_time(message.released_at),
+        by_one_time_token=message.by_one_time_token,
     )
 
 

@@ -19,6 +19,7 @@ from vault.domain.pan import contains_pan
 
 __all__ = [
     "CallError",
+    "ClientClosed",
     "Conflict",
     "ConsentRequired",
     "Contention",
@@ -66,6 +67,8 @@ class Failure:
     violations: tuple[FieldViolation, ...] = ()
     retry_after: timedelta | None = None
     """When the server says that a repeat makes sense."""
+    is_closed: bool = False
+    """The client was closed before this attempt: nothing was sent."""
 
     @classmethod
     def of(cls, error: Any) -> Failure:
@@ -84,6 +87,8 @@ class Failure:
     @property
     def kind(self) -> type[CallError]:
         """The class of error that stands for it."""
+        if self.is_closed:
+            return ClientClosed
         if self.code is grpc.StatusCode.FAILED_PRECONDITION:
             about_consent = self.reason.startswith("CONSENT_") or self.reason == "ONE_TIME_TOKEN_FOR_MERCHANT"
             return ConsentRequired if about_consent else PreconditionFailed
@@ -181,6 +186,10 @@ class Overloaded(DidNotHappen):
 
 class NotServed(DidNotHappen):
     """The server at this address does not serve that service."""
+
+
+class ClientClosed(DidNotHappen, RuntimeError):
+    """The client was closed before anything was sent. A call that was under way then is `OutcomeUnknown`."""
 
 
 class OutcomeUnknown(CallError):

@@ -39,6 +39,13 @@ _ASK_FOR_A_NEW_GRANT = "the card may have been released and the answer lost: ask
 _REPEAT = "it may have happened: repeat it with the same idempotency key"
 _REPEAT_AS_IT_IS = "it may have happened: repeating it is safe"
 
+
+def kind_after_loss(failure: Failure) -> type[CallError]:
+    """The class of error for a write of which an attempt before may have been carried out, and its answer lost."""
+    says_nothing = failure.is_closed or failure.code in _SAID_BEFORE_LOOKING
+    return OutcomeUnknown if says_nothing and not failure.is_unknown else failure.kind
+
+
 _random = secrets.SystemRandom()
 
 
@@ -71,6 +78,11 @@ class Attempts:
         self._until = now + (options.deadline if call.deadline is None else call.deadline).total_seconds()
         self._failed = 0
         self._may_have_happened = False
+
+    @property
+    def may_have_happened(self) -> bool:
+        """Whether one before may have been carried out, and its answer lost."""
+        return self._may_have_happened
 
     def seconds(self, now: float) -> float:
         """How long the next attempt may take."""
@@ -114,9 +126,10 @@ class Attempts:
     def _error(self, failure: Failure) -> CallError:
         call = self._call
         kind = failure.kind
-        says_nothing = failure.code in _SAID_BEFORE_LOOKING or call.effect is Effect.REDEEM
-        if self._may_have_happened and call.effect is not Effect.READ and says_nothing:
-            kind = kind if issubclass(kind, OutcomeUnknown) else OutcomeUnknown
+        if self._may_have_happened and call.effect is not Effect.READ:
+            kind = (
+                OutcomeUnknown if call.effect is Effect.REDEEM and not failure.is_unknown else kind_after_loss(failure)
+            )
         advice = ""
         if issubclass(kind, OutcomeUnknown) and call.effect is Effect.REDEEM:
             advice = "" if failure.never_left and not self._may_have_happened else _ASK_FOR_A_NEW_GRANT

@@ -293,12 +293,15 @@ class ErasureReceipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One release of a stored card to a processor."""
+    """One release of a card to a processor."""
 
-    token: Token
+    token: Token | None
+    """None: it was paid with by one-time token and not stored."""
     order: str
     processor: str
     released_at: datetime
+    by_one_time_token: bool = False
+    """Whether it was paid with by one-time token, and not with the stored card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +312,7 @@ class CustomerExport:
     consents: tuple[ConsentSummary, ...]
     """Also those withdrawn."""
     releases: tuple[Release, ...]
-    """Also of cards erased since."""
+    """Also of cards erased since; of cards never stored only if the call that took them in named the customer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

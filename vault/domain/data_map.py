@@ -125,6 +125,7 @@ _COLUMNS: dict[str, dict[str, tuple[DataClass, bool]]] = {
         "created_at": (_O, True),
         "expires_at": (_O, False),
         "token": (_I, True),
+        "customer_id": (_I, True),
     },
     "grants": {
         "tenant_id": (_I, False),

@@ -135,6 +135,7 @@ class Grant:
     tenant: TenantId
     grant_sha256: bytes
     customer: CustomerId | None
+    """Whose card it releases; None for a one-time token of which the shop did not say it."""
     token: Token | None
     once_id: OnceId | None
     order: OrderId
@@ -193,6 +194,8 @@ class RedeemableOnce:
     order: OrderId
     key: SealedKey
     expires_at: datetime
+    token: Token | None = None
+    """The card that was stored in the same call, if one was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ REASONS = frozenset(
 OPERATOR_REASONS = frozenset(
     {
         *("audit_copy_bad", "audit_copy_empty", "audit_copy_unsigned", "audit_log_foreign", "canary_refused"),
+        *("database_in_use", "database_no_room", "not_sqlite"),
         *("card_does_not_open", "snapshot_unconfirmed", "version_needed", "version_reborn", "version_retired"),
         "version_unknown",
     }

@@ -38,10 +38,11 @@ def encode_export(page: ExportPage, *, now: datetime) -> account_pb2.ExportCusto
 
 def _encode_release(release: Release) -> account_pb2.Release:
     return account_pb2.Release(
-        token=release.token,
+        token=release.token or "",
         order_id=release.order,
         processor=release.processor,
         released_at=encode_time(release.released_at),
+        by_one_time_token=release.by_one_time_token,
     )
 
 

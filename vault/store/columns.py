@@ -9,7 +9,18 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, ColumnElement, DateTime, Dialect, Text, literal_column
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Select,
+    Text,
+    literal,
+    literal_column,
+    select,
+)
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -105,6 +116,24 @@ class CanonicalJson(TypeDecorator[Mapping[str, str | int]]):
 def identifier() -> TypeEngine[str]:
     """Text that is compared and ordered by its bytes, as Python does, whatever the database's locale."""
     return Text().with_variant(Text(collation="C"), "postgresql")
+
+
+FIRST_TIME = datetime(1, 1, 2, tzinfo=UTC)
+LAST_TIME = datetime(9999, 12, 30, tzinfo=UTC)
+"""What Python can read, whatever the database's time zone; a database knows times before and after, and none at all."""
+
+
+def is_readable_time(column: Column[Any]) -> ColumnElement[bool]:
+    """Whether reading this time cannot fail, and with it the reading of every row beside it."""
+    return column.between(literal(FIRST_TIME, UtcTime()), literal(LAST_TIME, UtcTime()))
+
+
+def found_once(statement: Select[Any]) -> Select[Any]:
+    """A query that PostgreSQL carries out once, and its limit holds.
+
+    Inside `IN (…)` it may be repeated for every row; each time it would skip what is locked by now, and find others.
+    """
+    return select(*statement.cte("found_once").c)
 
 
 def unindexed(engine: Engine, column: Column[Any]) -> ColumnElement[Any]:

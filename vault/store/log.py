@@ -8,11 +8,29 @@ from functools import cache
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Table, and_, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Integer,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from vault.domain.audit import AuditEvent, Outcome
 from vault.domain.ids import EventId, RequestId, TenantId, Token
 from vault.ports_audit import (
+    EventPage,
     LoggedEvent,
     LogHead,
     LogState,
@@ -22,7 +40,7 @@ from vault.ports_audit import (
     QueueHealth,
     StoredCheckpoint,
 )
-from vault.store.columns import Engine, UtcTime, identifier
+from vault.store.columns import Engine, UtcTime, identifier, is_readable_time
 from vault.store.given import Given, inserting
 from vault.store.link import Batch, Link
 from vault.store.tables import (
@@ -39,7 +57,18 @@ from vault.store.tables import (
 _LIMIT = bindparam("most", type_=Integer(), literal_execute=True)
 _START = bindparam("start", type_=BigInteger())
 _SIZE = bindparam("expected", type_=BigInteger())
-_EVENT = tuple(audit_events.c)
+LONGEST = 128 * 1024
+"""Bytes in one fact of an event; ours are shorter by far, as messages and certificates are."""
+
+
+def _as_read(column: Column[Any]) -> ColumnElement[Any]:
+    """The column, or null where somebody put what would keep all rows beside it from being read."""
+    if isinstance(column.type, UtcTime):
+        return case((is_readable_time(column), column)).label(column.name)
+    return case((func.octet_length(column) <= literal_column(str(LONGEST)), column)).label(column.name)
+
+
+_EVENT = tuple(map(_as_read, audit_events.c))
 
 _HEAD = select(audit_head.c.size, audit_head.c.frontier)
 _MOVE_HEAD = (
@@ -59,9 +88,8 @@ _QUEUED = (
 )
 _COUNT_QUEUED = select(func.count().label("many")).select_from(audit_queue)
 _FIRST_QUEUED = select(*audit_queue.c).order_by(audit_queue.c.arrival).limit(1000).subquery("first")
-_TIMES_QUEUED = select(
-    func.min(audit_events.c.occurred_at).label("oldest"), func.max(audit_events.c.occurred_at).label("latest")
-).select_from(
+_TIME = _as_read(audit_events.c.occurred_at)
+_TIMES_QUEUED = select(func.min(_TIME).label("oldest"), func.max(_TIME).label("latest")).select_from(
     _FIRST_QUEUED.join(
         audit_events,
         and_(
@@ -158,8 +186,13 @@ def _same(one: Any, other: Any) -> Any:
 _HEALTH = _health()
 
 
+_OUT_OF_TIME = (
+    select(func.count().label("many")).select_from(audit_events).where(~is_readable_time(audit_events.c.occurred_at))
+)
 _ACTORS = (
-    select(audit_events.c.actor).where(audit_events.c.occurred_at < bindparam("until", type_=UtcTime())).distinct()
+    select(_as_read(audit_events.c.actor))
+    .where(audit_events.c.occurred_at < bindparam("until", type_=UtcTime()))
+    .distinct()
 )
 
 
@@ -183,7 +216,9 @@ def _place(*, of_tenant: bool) -> Any:
 
 @cache
 def _between(*, with_cursor: bool) -> Any:
-    found = select(*_EVENT).where(
+    # The cursor is of the columns themselves: rows that are no events have their place in the order, too.
+    place = (audit_events.c.occurred_at.label("place_time"), audit_events.c.event_id.label("place_id"))
+    found = select(*_EVENT, *place).where(
         audit_events.c.occurred_at >= bindparam("since", type_=UtcTime()),
         audit_events.c.occurred_at < bindparam("until", type_=UtcTime()),
     )
@@ -256,14 +291,30 @@ def event_of(row: Any) -> AuditEvent:
 
 
 _OUTCOMES = frozenset(Outcome)
-_facts_of = attrgetter(*(column.name for column in _EVENT if not column.nullable))
+_texts_of = attrgetter(*(column.name for column in audit_events.c if isinstance(column.type, Text)))
+_MAX_NUMBER = 2**63 - 1
 
 
 def _readable(row: Any) -> AuditEvent | None:
     """None for a row that no program of ours wrote."""
-    if row.outcome not in _OUTCOMES or None in _facts_of(row):
+    if row.outcome not in _OUTCOMES or row.occurred_at is None or row.details is None:
         return None
-    return event_of(row)
+    texts = [*_texts_of(row), *row.details]
+    for fact in row.details.values():
+        if isinstance(fact, str):
+            texts.append(fact)
+        elif not isinstance(fact, int) or abs(fact) > _MAX_NUMBER:
+            return None
+    return event_of(row) if _are_plain(texts) else None
+
+
+def _are_plain(texts: Sequence[Any]) -> bool:
+    """Whether it is text that every database and every terminal takes."""
+    try:
+        whole = "".join(texts)
+    except TypeError:
+        return False  # not text at all
+    return "\0" not in whole and (whole.isascii() or not any("\ud800" <= each <= "\udfff" for each in whole))
 
 
 def head(link: Link) -> LogHead:
@@ -316,14 +367,14 @@ def logged(link: Link, start: int, limit: int) -> Sequence[LoggedEvent]:
             leaf_hash=row.leaf_hash,
             event=_readable(row),
         )
-        for row in link.rows(_LOGGED, {"start": start, "stop": start + limit})
+        for row in sorted(link.page(_LOGGED, {"start": start, "stop": start + limit}), key=attrgetter("leaf_index"))
     )
 
 
 def place_of(link: Link, event_id: EventId, tenant: TenantId | None) -> tuple[int, AuditEvent] | None:
     """Where an event stands."""
     parameters: dict[str, Any] = {"wanted": event_id} | ({} if tenant is None else {"tenant": tenant})
-    found = link.rows(_place(of_tenant=tenant is not None), parameters)
+    found = sorted(link.page(_place(of_tenant=tenant is not None), parameters), key=attrgetter("leaf_index"))
     event = _readable(found[0]) if found else None
     return None if event is None else (found[0].leaf_index, event)
 
@@ -358,19 +409,33 @@ def queue_health(link: Link, limit: int) -> QueueHealth:
     )
 
 
-def between(
-    link: Link, since: datetime, until: datetime, after: tuple[datetime, str] | None, limit: int
-) -> Sequence[AuditEvent]:
+def between(link: Link, since: datetime, until: datetime, after: tuple[datetime, str] | None, limit: int) -> EventPage:
     """Events of a time."""
     parameters: dict[str, Any] = {"since": since, "until": until, "most": limit}
     if after is not None:
         parameters |= {"after_time": after[0], "after_id": after[1]}
-    return tuple(event_of(row) for row in link.rows(_between(with_cursor=after is not None), parameters))
+    found = link.page(_between(with_cursor=after is not None), parameters)
+    rows = sorted(found, key=lambda row: (row.place_time, row.place_id or ""))
+    last: tuple[datetime, str] | None = None
+    if len(rows) == limit:
+        # The next page begins behind a name that the database can be asked about.
+        names = [place for place, row in enumerate(rows) if _are_plain([row.place_id])]
+        rows = rows[: names[-1] + 1] if names else rows
+        end = rows[-1]
+        last = (end.place_time, end.place_id) if names else (end.place_time + datetime.resolution, "")
+    events = tuple(event for event in map(_readable, rows) if event is not None)
+    return EventPage(events, len(rows) - len(events), last)
+
+
+def count_out_of_time(link: Link) -> int:
+    """Rows whose time is none."""
+    many: int = link.rows(_OUT_OF_TIME)[0].many
+    return many
 
 
 def actors_before(link: Link, moment: datetime) -> frozenset[str]:
     """Everybody who stands in an event before that time."""
-    return frozenset(row.actor for row in link.rows(_ACTORS, {"until": moment}))
+    return frozenset(row.actor for row in link.page(_ACTORS, {"until": moment}) if row.actor is not None)
 
 
 def append(

@@ -8,6 +8,7 @@ from datetime import datetime
 from vault.domain.audit import AuditEvent
 from vault.domain.ids import EventId, TenantId, Token
 from vault.ports_audit import (
+    EventPage,
     LoggedEvent,
     LogHead,
     LogState,
@@ -65,9 +66,13 @@ class SqlLogReader(SqlReader):
 
     def events_between(
         self, since: datetime, until: datetime, *, after: tuple[datetime, str] | None, limit: int
-    ) -> Sequence[AuditEvent]:
+    ) -> EventPage:
         """Events of a time, in order."""
         return log.between(self._link, since, until, after, limit)
+
+    def count_out_of_time(self) -> int:
+        """Rows whose time is none."""
+        return log.count_out_of_time(self._link)
 
     def is_stored_or_erased(self, tenant: TenantId, token: Token) -> bool:
         """Whether a card of this token is there, or a tombstone of it."""

@@ -7,7 +7,7 @@ from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, LargeBinary, case, func, literal_column, null, select
+from sqlalchemy import Boolean, ColumnElement, LargeBinary, case, cast, func, literal_column, null, select
 from sqlalchemy.types import TypeEngine
 
 from vault.store.columns import CanonicalJson, UtcTime, from_canonical_json, from_micros
@@ -26,7 +26,9 @@ class OneRow:
     def __init__(self, statement: Any) -> None:
         found = statement.subquery("found")
         columns = list(found.c)
-        self.statement = select(func.json_group_array(func.json_array(*map(as_json, columns))))
+        document = func.json_group_array(func.json_array(*map(as_json, columns)))
+        # As bytes: text that is no UTF-8 would keep the driver from reading any of it.
+        self.statement = select(cast(document, LargeBinary))
         self._make_row = _row_type([column.key for column in columns])
         self._readers = [
             (place, read)
@@ -35,9 +37,12 @@ class OneRow:
             if isinstance(column.type, kind)
         ]
 
-    def rows(self, document: str) -> Sequence[Any]:
-        """The rows that the statement's one row holds; None for a value that is not of its column's kind."""
-        rows = json.loads(document)
+    def rows(self, document: bytes) -> Sequence[Any]:
+        """The rows that the statement's one row holds; None for a value that is not of its column's kind.
+
+        Text that is no UTF-8 comes with a surrogate for each of its odd bytes.
+        """
+        rows = json.loads(document.decode("utf-8", "surrogateescape"))
         for row in rows:
             for place, read in self._readers:
                 if row[place] is not None:

@@ -30,6 +30,9 @@ from vault.store import (
 )
 from vault.store.logbook import SqlLogReader, SqlLogWriter
 
+COMPACTED_AFTER = "database.compacted_after_erasures"
+"""Setting: how many cards had been erased when SQLite's file was last written anew."""
+
 
 class SqlOperatorReader(SqlLogReader):
     """Implements `ports_operator.OperatorReader`; the docstrings there are the contract."""
@@ -84,6 +87,16 @@ class SqlOperatorReader(SqlLogReader):
         """Look at `limit` cards in order, after a card."""
         return retention.due_cards(self._link, at, after, limit)
 
+    def count_erased(self) -> int:
+        """How many tombstones there are."""
+        return read_evidence.count_erased(self._link)
+
+    def count_erased_since_compaction(self) -> int:
+        """How many of them are newer than the file."""
+        erased, known = self.count_erased(), self.setting(COMPACTED_AFTER)
+        before = int(known) if known is not None and known.isdecimal() else 0
+        return erased - before if erased >= before else erased
+
     def count_customers(self) -> int:
         """How many customers have a card."""
         return read_evidence.count_customers(self._link)
@@ -135,6 +148,10 @@ class SqlOperatorWriter(SqlOperatorReader, SqlLogWriter):
     def delete_setting(self, name: str) -> None:
         """Forget a fact."""
         write_wraps.delete_setting(self._link, name)
+
+    def note_compacted(self, erased: int) -> None:
+        """Remember after how many erasures the file was written anew."""
+        self.put_setting(COMPACTED_AFTER, str(erased))
 
     def erase_due_cards(self, events: Mapping[CardKey, EventId], at: Deadlines) -> ErasedDue:
         """Erase those of these cards that are still due."""

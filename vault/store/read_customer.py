@@ -10,9 +10,10 @@ from sqlalchemy import Column, ColumnElement, Text, and_, bindparam, func, liter
 
 from vault.domain.audit import RELEASED, Outcome
 from vault.domain.consent import GivenConsent, LedgerEntry, Withdrawal
-from vault.domain.ids import ConsentId, CustomerId, EventId, OrderId, ProcessorName, TenantId, Token
+from vault.domain.ids import ConsentId, CustomerId, EventId, OnceId, OrderId, ProcessorName, TenantId, Token
 from vault.ports import ConsentCursor, Release, ReleaseCursor
 from vault.store import rows as as_domain
+from vault.store.columns import is_readable_time
 from vault.store.link import Link
 from vault.store.rows import CONSENT_COLUMNS, GIVEN
 from vault.store.tables import audit_events, cards, consents
@@ -79,6 +80,9 @@ _RELEASED_OK = and_(
     audit_events.c.outcome == literal_column(f"'{Outcome.OK.value}'", Text()),
 )
 
+# A forged time does not keep a customer from what is known.
+_IN_TIME = is_readable_time(audit_events.c.occurred_at)
+
 
 @cache
 def _releases(*, with_cursor: bool) -> Any:
@@ -89,8 +93,9 @@ def _releases(*, with_cursor: bool) -> Any:
             audit_events.c.order_id,
             audit_events.c.processor,
             audit_events.c.occurred_at,
+            audit_events.c.details,
         )
-        .where(audit_events.c.tenant_id == _TENANT, audit_events.c.customer_id == _CUSTOMER, _RELEASED_OK)
+        .where(audit_events.c.tenant_id == _TENANT, audit_events.c.customer_id == _CUSTOMER, _RELEASED_OK, _IN_TIME)
         .order_by(audit_events.c.occurred_at, audit_events.c.event_id)
         .limit(bindparam("limit"))
     )
@@ -116,20 +121,24 @@ def given(
 def releases(
     link: Link, tenant: TenantId, customer: CustomerId, after: ReleaseCursor | None, limit: int
 ) -> Sequence[Release]:
-    """Releases of stored cards, oldest first."""
+    """Releases that name the customer, oldest first."""
     parameters: dict[str, Any] = {"tenant": tenant, "customer": customer, "limit": limit}
     if after is not None:
         parameters |= {"after_moment": after.released_at, "after_name": after.event}
     found = link.rows(_releases(with_cursor=after is not None), parameters)
-    return tuple(
-        Release(
-            event=EventId(row.event_id),
-            token=Token(row.target),
-            order=OrderId(row.order_id),
-            processor=ProcessorName(row.processor),
-            released_at=row.occurred_at,
-        )
-        for row in found
+    return tuple(_release(row) for row in found)
+
+
+def _release(row: Any) -> Release:
+    by_one_time_token = row.target.startswith(OnceId.prefix)
+    token = (row.details or {}).get("token") if by_one_time_token else row.target
+    return Release(
+        event=EventId(row.event_id),
+        token=Token(str(token)) if token else None,
+        order=OrderId(row.order_id),
+        processor=ProcessorName(row.processor),
+        released_at=row.occurred_at,
+        by_one_time_token=by_one_time_token,
     )
 
 

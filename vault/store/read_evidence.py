@@ -10,14 +10,15 @@ from sqlalchemy import and_, bindparam, func, or_, select
 from vault.domain.audit import RELEASED
 from vault.domain.card import CardState
 from vault.ports_operator import EvidenceCounts
-from vault.store.columns import UtcTime
+from vault.store.columns import UtcTime, is_readable_time
 from vault.store.link import Link
 from vault.store.rows import OPEN, WITHDRAWN
-from vault.store.tables import audit_events, cards, consents, once_keys
+from vault.store.tables import audit_events, cards, consents, erasures, once_keys
 
 _MANY = func.count().label("many")
 _CARDS = select(_MANY).select_from(cards)
 _CUSTOMERS = select(_MANY).select_from(select(cards.c.tenant_id, cards.c.customer_id).distinct().subquery("customers"))
+_ERASED = select(_MANY).select_from(erasures)
 _SINCE = bindparam("since", type_=UtcTime())
 
 
@@ -68,7 +69,9 @@ _RELEASERS = (
 )
 _OLDEST_ONCE = select(func.min(once_keys.c.created_at).label("oldest")).where(once_keys.c.state == OPEN)
 _REVIEWED = select(func.max(audit_events.c.occurred_at).label("newest")).where(
-    audit_events.c.event == "audit.read", audit_events.c.target == "report"
+    is_readable_time(audit_events.c.occurred_at),
+    audit_events.c.event == "audit.read",
+    audit_events.c.target == "report",
 )
 
 
@@ -88,6 +91,11 @@ def counts(link: Link, since: datetime) -> EvidenceCounts:
 def count_customers(link: Link) -> int:
     """How many customers have a card, each shop's counted apart."""
     return _count(link, _CUSTOMERS)
+
+
+def count_erased(link: Link) -> int:
+    """How many tombstones there are."""
+    return _count(link, _ERASED)
 
 
 def _count(link: Link, statement: Any) -> int:

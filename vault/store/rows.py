@@ -88,6 +88,7 @@ TARGET_COLUMNS: tuple[ColumnElement[Any], ...] = (
     once_keys.c.order_id.label("once_order_id"),
     once_keys.c.wrapped_key.label("once_wrapped_key"),
     once_keys.c.expires_at.label("once_expires_at"),
+    once_keys.c.token.label("once_token"),
     *CONSENT_COLUMNS,
 )
 
@@ -99,6 +100,7 @@ ONCE_COLUMNS: tuple[ColumnElement[Any], ...] = (
     once_keys.c.created_at,
     once_keys.c.expires_at,
     once_keys.c.token,
+    once_keys.c.customer_id,
 )
 
 IDEMPOTENCY_COLUMNS: tuple[ColumnElement[Any], ...] = tuple(idempotency.columns)
@@ -250,6 +252,7 @@ def redeemable(row: Any) -> Redeemable:
             order=OrderId(row.once_order_id),
             key=SealedKey(row.once_wrapped_key),
             expires_at=row.once_expires_at,
+            token=None if row.once_token is None else Token(row.once_token),
         )
     return Redeemable(found, target)
 
@@ -264,6 +267,7 @@ def once_key(row: Any) -> OnceKey:
         created_at=row.created_at,
         expires_at=row.expires_at,
         token=None if row.token is None else Token(row.token),
+        customer=None if row.customer_id is None else CustomerId(row.customer_id),
     )
 
 

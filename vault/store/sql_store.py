@@ -8,25 +8,24 @@ from time import monotonic
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
+from vault.ports_operator import Compacted
 from vault.ports_telemetry import FAILED, READ, ROLLED_BACK, UNWATCHED, WRITE, Telemetry
-from vault.store import exclusive, postgresql, schema, sqlite
+from vault.store import compaction, exclusive, postgresql, schema, sqlite
 from vault.store.columns import Engine
 from vault.store.engine import Engines, Limits, open_engines
-from vault.store.faults import COMMIT_UNKNOWN, ERROR, reason_for_commit, unavailable
+from vault.store.faults import COMMIT_UNKNOWN, ERROR, UNREACHABLE, reason_for_commit, unavailable
 from vault.store.link import Link
 from vault.store.operators import SqlOperatorReader, SqlOperatorWriter
-from vault.store.tables import erasures
 
 _PROBE = "cardvault.probe"
 COMPACTED_UP_TO = 64 << 20
 """Bytes of an SQLite file up to which a server writes it anew by itself."""
 COMPACTED_EVERY = 3600.0
 """Seconds."""
-_COUNT_ERASED = select(func.count()).select_from(erasures)
 
 
 class _NoTrace(Exception):
@@ -131,17 +130,18 @@ class SqlStore:
         self._clear_wal()
         if self.kind is not Engine.SQLITE or monotonic() < self._compact_after:
             return
-        connection = self._begin(self._engines.reader)
         try:
-            erased = connection.execute(_COUNT_ERASED).scalar_one()
-        except SQLAlchemyError:
+            with self.reading() as tx:
+                erased = tx.count_erased()
+        except StoreUnavailable:
             return
-        finally:
-            _end(connection)
-        is_small = sqlite.path_from(self._url).stat().st_size <= COMPACTED_UP_TO
+        is_small = self.compacts_by_itself(sqlite.path_from(self._url).stat().st_size)
         if erased != self._erased_when_compacted and is_small and self.compact():
             self._erased_when_compacted = erased
             self._compact_after = monotonic() + COMPACTED_EVERY
+            # For those who look whether the file of a database that has grown since is due.
+            with suppress(StoreUnavailable), self.writing() as tx:
+                tx.note_compacted(erased)
 
     def compact(self) -> bool:
         """Write SQLite's file anew (`VACUUM`), so that no copy is left of what was moved before it was erased.
@@ -162,6 +162,24 @@ class SqlStore:
             self._clear_wal()
             return True
         return False
+
+    def file_size(self) -> int | None:
+        """Bytes of SQLite's file without its log; None on PostgreSQL."""
+        if self.kind is not Engine.SQLITE:
+            return None
+        try:
+            return sqlite.path_from(self._url).stat().st_size
+        except OSError:
+            pass
+        raise StoreUnavailable(UNREACHABLE)
+
+    def compacts_by_itself(self, size: int) -> bool:
+        """Whether `tidy` writes a file of so many bytes anew."""
+        return size <= COMPACTED_UP_TO
+
+    def write_anew(self) -> Compacted:
+        """Write SQLite's file anew, whatever its size. Raises as `ports_operator.OperatorStore` says."""
+        return compaction.compact(sqlite.path_from(self._url), lock_timeout=self._limits.lock_timeout)
 
     def close(self) -> None:
         """Close idle connections."""

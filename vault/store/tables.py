@@ -161,6 +161,7 @@ once_keys = Table(
     Column("created_at", UtcTime, nullable=False, comment="when it was issued"),
     Column("expires_at", UtcTime, nullable=False, comment="from when on it is refused"),
     Column("token", identifier(), comment="card that was stored in the same call; null if none was"),
+    Column("customer_id", identifier(), comment="customer whose card it is; null if the shop did not say"),
     PrimaryKeyConstraint("tenant_id", "once_id"),
     CheckConstraint(
         "(state = 'open' AND wrapped_key IS NOT NULL) OR (state = 'spent' AND wrapped_key IS NULL)", name="state"
@@ -174,7 +175,11 @@ grants = Table(
     metadata,
     _tenant(),
     Column("grant_sha256", LargeBinary, nullable=False, comment="SHA-256 of the grant, whose text only the caller has"),
-    Column("customer_id", identifier(), comment="customer of the stored card; null for a one-time token"),
+    Column(
+        "customer_id",
+        identifier(),
+        comment="customer whose card it is; null for a one-time token of which the shop did not say",
+    ),
     Column("token", identifier(), comment="stored card that it releases; null for a one-time token"),
     Column("once_id", identifier(), comment="one-time token that it releases; null for a stored card"),
     Column("subject", identifier(), nullable=False, comment="token or one-time token's id, whichever is set"),

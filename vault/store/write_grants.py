@@ -33,7 +33,7 @@ from vault.domain.consent import CardUse
 from vault.domain.grant import Grant, GrantState
 from vault.domain.ids import OnceId, OrderId, TenantId
 from vault.ports import Claim, KeyName, OnceKey
-from vault.store.columns import Engine, UtcTime, unindexed
+from vault.store.columns import Engine, UtcTime, found_once, unindexed
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.oldest import refuse_retired
@@ -174,7 +174,7 @@ def _insert_once(engine: Engine) -> Batch:
 
 
 def _overdue(state: str, table: Table = once_keys) -> Any:
-    return (
+    return found_once(
         select(*table.primary_key.columns)
         .where(table.c.state == literal_column(f"'{state}'", Text()), table.c.expires_at <= _NOW)
         .order_by(table.c.expires_at)
@@ -304,6 +304,7 @@ def insert_once(link: Link, keys: Sequence[OnceKey]) -> None:
                 "created_at": key.created_at,
                 "expires_at": key.expires_at,
                 "token": key.token,
+                "customer_id": key.customer,
             },
         )
         for key in sorted(keys, key=lambda key: (key.tenant, key.once_id))

@@ -11,7 +11,7 @@ from sqlalchemy import select as select_
 
 from vault.domain.ids import IdempotencyKey, TenantId
 from vault.ports import IdempotencyId, IdempotencyRecord
-from vault.store.columns import Engine, UtcTime
+from vault.store.columns import Engine, UtcTime, found_once
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.tables import idempotency
@@ -60,7 +60,7 @@ def _empty(engine: Engine) -> Batch:
     return Batch(statement, given)
 
 
-_OVERDUE = (
+_OVERDUE = found_once(
     select_(*_KEY)
     .where(idempotency.c.expires_at <= bindparam("now", type_=UtcTime()))
     .order_by(idempotency.c.expires_at)

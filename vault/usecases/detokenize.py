@@ -194,6 +194,7 @@ class Detokenize:
                             event_id=self._world.new_event_id(),
                             now=now,
                             event=RELEASED,
+                            details=_stored_with(a.target),
                             **_what(a),
                         )
                     )
@@ -250,6 +251,11 @@ def _reference_of(grant: Grant, target: RedeemableStoredCard | RedeemableOnce) -
     if grant.purpose is CardUse.CUSTOMER_INITIATED or isinstance(target, RedeemableOnce):
         return None
     return target.network_transaction_id
+
+
+def _stored_with(target: RedeemableStoredCard | RedeemableOnce | None) -> dict[str, str | int]:
+    """The card that was stored in the call that made this one-time token: its owner may ask who got it."""
+    return {"token": target.token} if isinstance(target, RedeemableOnce) and target.token is not None else {}
 
 
 def _ciphertext(a: _Attempt) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vault.domain.audit import AuditEvent, event_by
@@ -164,13 +164,16 @@ class IssueGrant:
             key = once.get(a.once_ref) if a.once_ref is not None else None
             error = self._objection(a, card, key, now)
             if error is None:
+                if key is not None and a.grant is not None:
+                    a.grant = replace(a.grant, customer=key.customer)
                 allowed.append(a)
                 continue
             command = a.command
+            customer = a.card_ref.customer if a.card_ref is not None else key.customer if key is not None else None
             journal.refuse(
                 a,
                 error,
-                customer=a.card_ref.customer if a.card_ref else "",
+                customer=customer or "",
                 target=a.card_ref.token if a.card_ref else a.once_ref[1] if a.once_ref else "",
                 order=command.order,
                 processor=command.processor,

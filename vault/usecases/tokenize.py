@@ -213,6 +213,7 @@ class Tokenize:
                 key=key,
                 created_at=now,
                 expires_at=o.expires_at,
+                customer=a.command.customer,
             )
 
     def _seal_stored(

@@ -490,8 +490,8 @@ class ExportCustomerResponse(_message.Message):
 
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
-        """Every release of a stored card, also of cards erased since. A release for a one-time token has no
-        customer and is in nobody's.
+        """Every release of one of the customer's cards, also of cards erased since, and of those that were
+        paid with and never stored, if TokenizeRequest named the customer.
         """
 
     def __init__(
@@ -520,12 +520,17 @@ class Release(_message.Message):
     ORDER_ID_FIELD_NUMBER: _builtins.int
     PROCESSOR_FIELD_NUMBER: _builtins.int
     RELEASED_AT_FIELD_NUMBER: _builtins.int
+    BY_ONE_TIME_TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The card."""
+    """The card. Where it was paid with by one-time token: the card that was stored in the same call, or
+    empty if none was.
+    """
     order_id: _builtins.str
     """The order that was paid."""
     processor: _builtins.str
     """To whom."""
+    by_one_time_token: _builtins.bool
+    """Whether it was paid with by one-time token, and not with the stored card."""
     @_builtins.property
     def released_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -537,10 +542,11 @@ class Release(_message.Message):
         order_id: _builtins.str = ...,
         processor: _builtins.str = ...,
         released_at: _timestamp_pb2.Timestamp | None = ...,
+        by_one_time_token: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["released_at", b"released_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "processor", b"processor", "released_at", b"released_at", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_one_time_token", b"by_one_time_token", "order_id", b"order_id", "processor", b"processor", "released_at", b"released_at", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,9 +123,9 @@ class AccountServiceServicer:
 
     def ExportCustomer(self, request, context):
         """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-        card number. A card that was paid with without being stored, by a one-time token, is not in it:
-        the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
-        has an empty answer.
+        card number. A release by one-time token is in it only if the TokenizeRequest that made the token
+        named the customer: of any other one the vault does not know whose card it was. Each page is an
+        event of the audit log. An unknown customer has an empty answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,9 +51,9 @@ class AccountServiceStub:
     """The same for every card of a customer."""
     ExportCustomer: _grpc.UnaryUnaryMultiCallable[_account_pb2.ExportCustomerRequest, _account_pb2.ExportCustomerResponse]
     """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-    card number. A card that was paid with without being stored, by a one-time token, is not in it:
-    the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
-    has an empty answer.
+    card number. A release by one-time token is in it only if the TokenizeRequest that made the token
+    named the customer: of any other one the vault does not know whose card it was. Each page is an
+    event of the audit log. An unknown customer has an empty answer.
     """
 
 @_typing.type_check_only
@@ -79,9 +79,9 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """The same for every card of a customer."""
     ExportCustomer: _aio.UnaryUnaryMultiCallable[_account_pb2.ExportCustomerRequest, _account_pb2.ExportCustomerResponse]  # type: ignore[assignment]
     """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-    card number. A card that was paid with without being stored, by a one-time token, is not in it:
-    the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
-    has an empty answer.
+    card number. A release by one-time token is in it only if the TokenizeRequest that made the token
+    named the customer: of any other one the vault does not know whose card it was. Each page is an
+    event of the audit log. An unknown customer has an empty answer.
     """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -146,9 +146,9 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ExportCustomerResponse, _abc.Awaitable[_account_pb2.ExportCustomerResponse]]:
         """Subject access: what is kept about a customer, and when each card was released to whom. Never a
-        card number. A card that was paid with without being stored, by a one-time token, is not in it:
-        the vault does not know whose it was. Each page is an event of the audit log. An unknown customer
-        has an empty answer.
+        card number. A release by one-time token is in it only if the TokenizeRequest that made the token
+        named the customer: of any other one the vault does not know whose card it was. Each page is an
+        event of the audit log. An unknown customer has an empty answer.
         """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -40,7 +40,8 @@ class TokenizeRequest(_message.Message):
     """
     customer_id: _builtins.str
     """The shop's own name for the customer, 1 to 128 characters of letters, digits and `._:@+=/-`, no
-    card number. Required with `consent`.
+    card number. Required with `consent`. Recommended without: only so can ExportCustomer tell the
+    customer who got a card that was not stored.
     """
     order_id: _builtins.str
     """The order to be paid now, 1 to 64 characters of letters, digits and `._:/#-`. With it the

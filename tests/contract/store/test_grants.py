@@ -144,6 +144,21 @@ def test_a_redeemable_for_a_one_time_token_carries_its_key_until_it_is_spent(sto
     assert (after.target, after.grant.state) == (None, GrantState.USED)
 
 
+def test_a_one_time_token_keeps_its_owner_and_the_card_that_was_stored_with_it(store: SqlStore) -> None:
+    once = replace(once_key(), customer=CUSTOMER, token=new_token())
+    grant = grant_for(once.once_id)
+    kept(store, once)
+    granted(store, grant)
+
+    with store.reading() as tx:
+        found = tx.once_keys([(once.tenant, once.once_id)])
+        target = tx.redeemables([key(grant)])[grant.grant_sha256].target
+
+    assert found == {(once.tenant, once.once_id): once}
+    assert isinstance(target, RedeemableOnce)
+    assert target.token == once.token
+
+
 def test_a_redeemable_without_its_card_has_no_target(store: SqlStore) -> None:
     grant = grant_for(new_token())
     granted(store, grant)

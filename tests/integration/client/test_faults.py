@@ -17,8 +17,21 @@ from tests.integration.client.test_calls import ADA, AMOUNT, CONSENT, granted, s
 from tests.support.installation import eventually
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.raw import scalar
-from vault.client import NotAvailable, Options, OutcomeUnknown, StoredCard, Unavailable
+from vault.client import (
+    AsyncCheckout,
+    Checkout,
+    ClientClosed,
+    DidNotHappen,
+    ImportItem,
+    NotAvailable,
+    Options,
+    OutcomeUnknown,
+    Overloaded,
+    StoredCard,
+    Unavailable,
+)
 from vault.testing import CardVault, Shop, fresh_card
+from vault.v1 import checkout_pb2
 
 SHORT = timedelta(seconds=1)
 
@@ -269,5 +282,148 @@ def test_a_closed_client_says_so(way: Way, cardvault: Shop) -> None:
     checkout.close()
     checkout.close()
 
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(ClientClosed, match="closed") as raised:
         checkout.tokenize(fresh_card(), order="o")
+    assert isinstance(raised.value, DidNotHappen)
+    assert isinstance(raised.value, RuntimeError)
+    with pytest.raises(ClientClosed):
+        checkout.wait_ready()
+
+
+class _Lost(grpc.RpcError):
+    """As gRPC tells of a connection that broke."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "Socket closed"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+class _Scripted:
+    """A channel whose first answer is lost, and whose second says that the one item was not stored."""
+
+    def __init__(self, *, is_awaited: bool) -> None:
+        self._is_awaited = is_awaited
+        self._calls = 0
+
+    def unary_unary(self, _path: str, **_: Any) -> Callable[..., Any]:
+        return self._send_later if self._is_awaited else self._send
+
+    def _send(self, *_: Any, **__: Any) -> bytes:
+        self._calls += 1
+        if self._calls == 1 and not self._is_awaited:
+            raise _Lost
+        if self._calls == 1:
+            none = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, none, none, details="Socket closed")
+        failure = checkout_pb2.BatchTokenizeFailure(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="full")
+        results = [checkout_pb2.BatchTokenizeResult(failure=failure)]
+        return checkout_pb2.BatchTokenizeResponse(results=results).SerializeToString()
+
+    async def _send_later(self, *_: Any, **__: Any) -> bytes:
+        return self._send()
+
+    def close(self) -> Any:
+        return asyncio.sleep(0) if self._is_awaited else None
+
+
+def test_an_item_that_failed_after_a_lost_answer_may_have_been_stored(
+    way: Way, cardvault: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_awaited = way.kind == "awaited"
+    kind = AsyncCheckout if is_awaited else Checkout
+    monkeypatch.setattr(kind, "_open", lambda *_: _Scripted(is_awaited=is_awaited))
+    checkout = way.client(cardvault, "checkout")
+    item = ImportItem(customer=ADA, card=fresh_card(), consent=CONSENT, idempotency_key="import:1")
+
+    (after_loss,) = checkout.batch_tokenize([item])
+    (at_once,) = checkout.batch_tokenize([item])
+
+    assert (type(after_loss.error), after_loss.error.idempotency_key) == (OutcomeUnknown, "import:1")
+    assert type(at_once.error) is Overloaded
+
+
+class _ClosedJustThen:
+    """A channel of a client that another thread or task closes before the call begins."""
+
+    def __init__(self, channel: Any, client: Any, *, is_awaited: bool) -> None:
+        self._channel, self._client, self._is_awaited = channel, client, is_awaited
+
+    def unary_unary(self, path: str, **facts: Any) -> Callable[..., Any]:
+        def send(*args: Any, **more: Any) -> Any:
+            self._client.close()
+            return self._channel.unary_unary(path, **facts)(*args, **more)
+
+        async def send_later(*args: Any, **more: Any) -> Any:
+            await self._client.close()
+            return await self._channel.unary_unary(path, **facts)(*args, **more)
+
+        return send_later if self._is_awaited else send
+
+    def close(self) -> Any:
+        return self._channel.close()
+
+
+def test_a_call_that_begins_while_its_client_is_closed_did_not_happen(
+    way: Way, cardvault: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_awaited = way.kind == "awaited"
+    kind: Any = AsyncCheckout if is_awaited else Checkout
+    opened = kind._open
+    monkeypatch.setattr(
+        kind, "_open", lambda client, pem: _ClosedJustThen(opened(client, pem), client, is_awaited=is_awaited)
+    )
+
+    with pytest.raises(ClientClosed):
+        way.client(cardvault, "checkout").tokenize(fresh_card(), order="o")
+
+
+def test_closing_a_blocking_client_leaves_calls_under_way_unknown(cardvault: Shop, proxy: Proxy) -> None:
+    checkout = type(cardvault.checkout)(proxy.address, cardvault.tls("checkout"))
+    processor = type(cardvault.processor)(proxy.address, cardvault.tls("processor"))
+    account = type(cardvault.account)(proxy.address, cardvault.tls("account"))
+    for each in (checkout, processor, account):
+        each.wait_ready()
+    proxy.hold()
+    asked = [
+        in_background(lambda: checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT, idempotency_key="once")),
+        in_background(lambda: processor.detokenize("grant_" + "a" * 40, order="o", amount=AMOUNT)),
+    ]
+    read = in_background(lambda: account.get_card(ADA, "tok_none"))
+    time.sleep(0.5)
+
+    for each in (checkout, processor, account):
+        each.close()
+
+    errors = [each.exception(timeout=10) for each in asked]
+    assert [type(each) for each in errors] == [OutcomeUnknown, OutcomeUnknown]
+    assert getattr(errors[0], "idempotency_key", "") == "once"
+    assert isinstance(read.exception(timeout=10), ClientClosed)
+    proxy.release()
+
+
+def test_closing_an_awaited_client_leaves_calls_under_way_unknown(cardvault: Shop, proxy: Proxy) -> None:
+    async def main() -> None:
+        checkout = type(cardvault.async_checkout())(proxy.address, cardvault.tls("checkout"))
+        await checkout.wait_ready()
+        proxy.hold()
+        tasks = [
+            asyncio.ensure_future(
+                checkout.tokenize(fresh_card(), customer=ADA, consent=CONSENT, idempotency_key=f"a{n}")
+            )
+            for n in range(3)
+        ]
+        await asyncio.sleep(0.5)
+        tasks[2].cancel()
+
+        await checkout.close()
+
+        errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=10)
+        assert [type(each) for each in errors] == [OutcomeUnknown, OutcomeUnknown, asyncio.CancelledError]
+        proxy.release()
+
+    asyncio.run(main())

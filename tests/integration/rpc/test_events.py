@@ -570,6 +570,36 @@ def test_every_method_is_refused_to_the_wrong_role_with_an_event(
     assert dict(event["details"]) == {"method": method}
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_every_event_of_a_one_time_token_names_its_owner_where_the_shop_did(scene: Scene, is_stored: bool) -> None:
+    shop, order, customer = scene.shop, new_order(), new_customer()
+    checkout, processor = shop.checkout.checkout, shop.processor.processor
+    before = event_ids(shop.installation.database_url)
+    facts: dict[str, Any] = {"consent": consent()} if is_stored else {}
+    made = checkout.Tokenize(once_request(scene.card, order, customer_id=customer, **facts), timeout=TIMEOUT)
+    request = grant_request(order=order, one_time_token=made.one_time_token)
+    revoked = checkout.IssueGrant(request, timeout=TIMEOUT).grant
+    checkout.RevokeGrant(checkout_pb2.RevokeGrantRequest(grant=revoked), timeout=TIMEOUT)
+    with pytest.raises(grpc.RpcError):
+        checkout.IssueGrant(grant_request(order=new_order(), one_time_token=made.one_time_token), timeout=TIMEOUT)
+    grant = checkout.IssueGrant(request, timeout=TIMEOUT).grant
+    processor.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)
+    processor.ReportOutcome(
+        processor_pb2.ReportOutcomeRequest(grant=grant, order_id=order, outcome=processor_pb2.OUTCOME_APPROVED),
+        timeout=TIMEOUT,
+    )
+
+    events = events_since(shop.installation.database_url, before)
+
+    assert sorted(each["event"] for each in events) == [
+        "card.released", "card.tokenized", "grant.issued", "grant.issued", "grant.issued", "grant.revoked",
+        "outcome.reported",
+    ]  # fmt: skip
+    assert {each["customer_id"] for each in events} == {customer}
+    (released,) = [each for each in events if each["event"] == "card.released"]
+    assert released["details"] == ({"token": made.card.token} if is_stored else {})
+
+
 def test_one_event_for_each_of_many_calls_at_once(scene: Scene) -> None:
     checkout, processor = scene.shop.checkout.checkout, scene.shop.processor.processor
     orders = [new_order() for _ in range(30)]

@@ -126,7 +126,46 @@ def test_an_erased_customer_still_learns_what_was_agreed_and_who_got_the_card(sh
     assert [each.order_id for each in found.releases] == [order]
 
 
-def test_what_was_refused_and_what_was_paid_without_being_stored_is_not_in_it(shop: Shop) -> None:
+def pay_once(shop: Shop, card: TypedCard, **facts: Any) -> str:
+    """Pay with a one-time token; `facts` are the TokenizeRequest's."""
+    order, checkout = new_order(), shop.checkout.checkout
+    once = checkout.Tokenize(once_request(card, order, **facts), timeout=TIMEOUT).one_time_token
+    grant = checkout.IssueGrant(grant_request(order=order, one_time_token=once), timeout=TIMEOUT).grant
+    shop.processor.processor.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)
+    return order
+
+
+def test_a_card_that_was_paid_with_and_not_stored_is_in_it_where_the_shop_said_whose_it_was(shop: Shop) -> None:
+    customer, card = new_customer(), fresh_typed_card(with_security_code=True)
+    order = pay_once(shop, card, customer_id=customer)
+
+    found = export(shop, customer)
+
+    assert [(each.token, each.order_id, each.processor, each.by_one_time_token) for each in found.releases] == [
+        ("", order, ACQUIRER, True)
+    ]
+    assert (found.cards, found.consents) == ([], [])
+    assert export(shop, customer, client=shop.installation.client("other-account")).releases == []
+
+
+def test_a_first_payment_by_one_time_token_names_the_card_that_was_stored_with_it(shop: Shop) -> None:
+    customer, card = new_customer(), fresh_typed_card(with_security_code=True)
+    first = pay_once(shop, card, customer_id=customer, consent=consent())
+    (stored,) = listed(shop, customer)
+    second = pay(shop, customer, stored.token)
+    shop.account.account.EraseCustomer(account_pb2.EraseCustomerRequest(customer_id=customer), timeout=TIMEOUT)
+    unstored = pay_once(shop, fresh_typed_card(with_security_code=True), customer_id=customer)
+
+    found = export(shop, customer)
+
+    assert [(each.token, each.order_id, each.by_one_time_token) for each in found.releases] == [
+        (stored.token, first, True),
+        (stored.token, second, False),
+        ("", unstored, True),
+    ]
+
+
+def test_what_was_refused_and_what_was_paid_without_a_name_is_not_in_it(shop: Shop) -> None:
     customer, card, order = new_customer(), fresh_typed_card(), new_order()
     token = keep(shop, card, customer).token
     checkout = shop.checkout.checkout
