@@ -60,8 +60,9 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """A worker has ended, well or not."""
-    canary.RUN.registries[node.gateway.id] = getattr(node, "workeroutput", {}).get(_REGISTRY)
+    """A worker has ended; if it ended well, it says where its numbers are."""
+    if file := getattr(node, "workeroutput", {}).get(_REGISTRY):
+        canary.RUN.registries[node.gateway.id] = file
 
 
 @pytest.hookimpl(tryfirst=True)

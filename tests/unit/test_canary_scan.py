@@ -241,6 +241,15 @@ def test_a_holder_name_is_found(encode: Callable[[str], bytes]) -> None:
     assert found == {"name"}
 
 
+def test_names_that_begin_alike_are_told_apart_at_every_alignment() -> None:
+    names = [f"Qwrtzp Lkjhgfd{end}" for end in ("syx", "qay", "wsx", "edc")]
+    scanner = Scanner([Canary(Kind.NAME, name, name[-3:]) for name in names])
+
+    found = [[{c for _, _, c in scanner.scan_bytes(b"#" * at + n.encode() + b"#")} for at in range(8)] for n in names]
+
+    assert found == [[{name[-3:]}] * 8 for name in names]
+
+
 def test_a_registry_can_be_read_back_and_holds_nothing_that_the_scan_finds(tmp_path: Path) -> None:
     registry = Registry()
     for _ in range(200):
