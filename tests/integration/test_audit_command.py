@@ -120,9 +120,11 @@ def test_the_receipt_of_an_erasure_carries_its_proof_once_a_checkpoint_covers_it
 
 def test_the_report_tells_what_to_look_at(desk: Desk) -> None:
     desk.shop()
+    desk.settle()
     first = desk.facts("report", "--since", "1h", code=1)
     with pytest.raises(grpc.RpcError, match="refused"):
         desk.processor.processor.Detokenize(redeem_request("grant_" + "a" * 34, new_order()), timeout=TIMEOUT)
+    desk.settle()
     second = desk.facts("report", code=1)
 
     assert first["released"] == {"acquirer": 1}
@@ -135,6 +137,7 @@ def test_the_report_tells_what_to_look_at(desk: Desk) -> None:
 
 def test_events_are_shown_as_they_come(desk: Desk) -> None:
     customer, _ = desk.shop()
+    desk.settle()
 
     shown = desk.audit("tail", "-n", "50")
     leaves = [json.loads(line) for line in desk.audit("tail", "-n", "3", "--json").splitlines()]
@@ -149,8 +152,10 @@ def test_events_are_shown_as_they_come(desk: Desk) -> None:
 
 def test_an_export_is_gone_on_with(desk: Desk, tmp_path: Path) -> None:
     desk.shop()
+    desk.settle()
     first = desk.facts("export", "--out", tmp_path / "export")
     desk.shop()
+    desk.settle()
     second = desk.facts("export", "--out", tmp_path / "export")
 
     assert 0 < first["events"] < second["events"]

@@ -126,6 +126,15 @@ def test_a_scan_that_finds_nothing_of_what_was_planted_fails(
     result.stdout.fnmatch_lines([f"*the leak scan did not find the number that was {what}"])
 
 
+def test_it_does_not_pretend_to_see_what_workers_do(pytester: pytest.Pytester) -> None:
+    leaking(pytester, LEAKS["print"])
+
+    result = run(pytester, "--cardvault-leaks", "-n", "2")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*the leak scan sees one process: run it without pytest-xdist*"])
+
+
 def test_without_capturing_it_says_what_it_could_not_see(pytester: pytest.Pytester) -> None:
     leaking(pytester, "fresh_card()")
 

@@ -241,6 +241,15 @@ def test_a_holder_name_is_found(encode: Callable[[str], bytes]) -> None:
     assert found == {"name"}
 
 
+def test_names_that_begin_alike_are_told_apart_at_every_alignment() -> None:
+    names = [f"Qwrtzp Lkjhgfd{end}" for end in ("syx", "qay", "wsx", "edc")]
+    scanner = Scanner([Canary(Kind.NAME, name, name[-3:]) for name in names])
+
+    found = [[{c for _, _, c in scanner.scan_bytes(b"#" * at + n.encode() + b"#")} for at in range(8)] for n in names]
+
+    assert found == [[{name[-3:]}] * 8 for name in names]
+
+
 def test_a_registry_can_be_read_back_and_holds_nothing_that_the_scan_finds(tmp_path: Path) -> None:
     registry = Registry()
     for _ in range(200):
@@ -319,7 +328,11 @@ def test_many_canaries_are_searched_in_passes(tmp_path: Path, monkeypatch: pytes
     assert found == {c.id for c in canaries}
 
 
-def test_processes_that_share_the_work_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "shared"), [(len(NUMBERS), "files"), (1, "secrets")])
+def test_processes_that_share_the_work_find_what_one_finds(
+    at_once: int, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     for number, digits in enumerate(NUMBERS):
         (tmp_path / f"log-{number}").write_text(digits * 2)
     (tmp_path / f"named-{NUMBERS[0]}").write_text("nothing but its name")
@@ -327,9 +340,16 @@ def test_processes_that_share_the_work_find_what_one_finds(tmp_path: Path, monke
     alone = leak_scan.scan([tmp_path], canaries)
 
     monkeypatch.setattr(leak_scan, "_WORTH_SHARING", 1)
+    monkeypatch.setattr(leak_scan, "_CANARIES_AT_ONCE", at_once)
 
     assert leak_scan.scan([tmp_path], canaries) == alone
     assert {finding.canary for finding in alone} == {canary.id for canary in canaries}
+
+
+def test_no_secret_has_more_needles_than_there_are_numbers_for() -> None:
+    canaries = [Canary(kind, "1234567890123456789", "x") for kind in Kind]
+
+    assert max(len(tuple(leak_scan._long_needles(canary))) for canary in canaries) < leak_scan._MOST_NEEDLES
 
 
 def test_a_process_that_fails_fails_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

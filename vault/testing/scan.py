@@ -232,7 +232,10 @@ def _short_needles(digits: str) -> Iterator[_Masked]:
 _BLOCK = 1 << 20
 _OVERLAP = 4096
 _PATCH = 64 << 10
-_CANARIES_AT_ONCE = 4000
+_CANARIES_AT_ONCE = 16_000
+"""In one table, which then takes about 500 MB."""
+_MOST_NEEDLES = 256
+"""More than `_long_needles` makes of one canary, and a power of two."""
 _WORTH_SHARING = 128 << 20
 """Bytes to be read, in all passes together, from which on several processes share the files."""
 
@@ -246,33 +249,39 @@ class Scanner:
     """
 
     def __init__(self, canaries: Sequence[Canary]) -> None:
-        self._canaries = {canary.id: canary for canary in canaries}
+        self._canaries = tuple(canaries)
         self._numbers: dict[str, list[tuple[str, str, str]]] = {}
-        self._long: dict[int, list[tuple[str, int]]] = {}
+        # Hundreds of words for each card: numbers take a quarter of the room that lists of tuples would.
+        self._long: dict[int, int | list[int]] = {}
         self._short: dict[int, list[tuple[_Masked, int, str]]] = {}
         self._codes = {canary.text.encode(): canary.id for canary in canaries if canary.kind is Kind.CODE}
         seen: set[tuple[Kind, str]] = set()
-        for canary in canaries:
+        for index, canary in enumerate(self._canaries):
             if (canary.kind, canary.text) in seen:
                 continue
             seen.add((canary.kind, canary.text))
-            self._learn(canary)
-        self._long_words = frozenset(self._long)
-        self._short_words = frozenset(self._short)
+            self._learn(index, canary)
+        self._long_words = self._long.keys()
+        self._short_words = self._short.keys()
 
-    def _learn(self, canary: Canary) -> None:
+    def _learn(self, index: int, canary: Canary) -> None:
         if canary.kind is Kind.PAN:
             for form, needle in _digit_needles(canary.text):
                 self._numbers.setdefault(needle[:_SHORTEST], []).append((needle, form, canary.id))
             for masked in _short_needles(canary.text):
                 for phase in range(4):
-                    index, words = masked.words(phase)
+                    at, words = masked.words(phase)
                     for word in words:
-                        self._short.setdefault(word, []).append((masked, index, canary.id))
+                        self._short.setdefault(word, []).append((masked, at, canary.id))
         for number, (_, raw) in enumerate(_long_needles(canary)):
             for shift in range(8):
                 word = int.from_bytes(raw[shift : shift + 8], sys.byteorder)
-                self._long.setdefault(word, []).append((canary.id, number << 3 | shift))
+                packed = (index * _MOST_NEEDLES + number) << 3 | shift
+                known = self._long.setdefault(word, packed)
+                if isinstance(known, list):
+                    known.append(packed)
+                elif known != packed:
+                    self._long[word] = [known, packed]
 
     def scan(self, roots: Iterable[Path]) -> tuple[Finding, ...]:
         """Findings in files and, recursively, directories. Raises `OSError` for a root or file that cannot be read."""
@@ -364,11 +373,14 @@ class Scanner:
                     yield from self._check_short(data, at + index * 4, short[index])
 
     def _check_long(self, data: bytes, position: int, word: int) -> Iterator[tuple[int, str, str]]:
-        for canary, packed in self._long[word]:
-            form, raw = tuple(_long_needles(self._canaries[canary]))[packed >> 3]
+        known = self._long[word]
+        for packed in known if isinstance(known, list) else [known]:
+            index, number = divmod(packed >> 3, _MOST_NEEDLES)
+            canary = self._canaries[index]
+            form, raw = tuple(_long_needles(canary))[number]
             start = position - (packed & 7)
             if start >= 0 and data.startswith(raw, start):
-                yield start, form, canary
+                yield start, form, canary.id
 
     def _check_short(self, data: bytes, position: int, word: int) -> Iterator[tuple[int, str, str]]:
         for masked, index, canary in self._short[word]:
@@ -387,10 +399,14 @@ def scan(roots: Sequence[Path], canaries: Sequence[Canary]) -> tuple[Finding, ..
     sizes = {place: _size(place[1]) for place in places}
     if sum(sizes.values()) * passes < _WORTH_SHARING:
         return scan_in_passes(places, canaries)
-    # Dealt out by size, so that all are done at about the same time.
+    processes = os.cpu_count() or 1
+    if passes >= processes:
+        # Each looks for some of the secrets in all files: making the tables is no small part of the work.
+        return _shared([(places, canaries[number::processes]) for number in range(processes)])
+    # Each looks for all in some files, dealt out by size, so that all are done at about the same time.
     places.sort(key=sizes.__getitem__)
-    processes = min(os.cpu_count() or 1, len(places))
-    return _shared([places[number::processes] for number in range(processes)], canaries)
+    processes = min(processes, len(places))
+    return _shared([(places[number::processes], canaries) for number in range(processes)])
 
 
 def scan_in_passes(places: Sequence[Place], canaries: Sequence[Canary]) -> tuple[Finding, ...]:
@@ -401,11 +417,13 @@ def scan_in_passes(places: Sequence[Place], canaries: Sequence[Canary]) -> tuple
     return tuple(sorted(found))
 
 
-def _shared(parts: Sequence[Sequence[Place]], canaries: Sequence[Canary]) -> tuple[Finding, ...]:
-    secrets_of_all = [(canary.kind, canary.text, canary.id) for canary in canaries]
-
-    def run(part: Sequence[Place]) -> list[Finding]:
-        task = {"canaries": secrets_of_all, "places": [(os.fspath(root), os.fspath(path)) for root, path in part]}
+def _shared(parts: Sequence[tuple[Sequence[Place], Sequence[Canary]]]) -> tuple[Finding, ...]:
+    def run(part: tuple[Sequence[Place], Sequence[Canary]]) -> list[Finding]:
+        places, canaries = part
+        task = {
+            "canaries": [(canary.kind, canary.text, canary.id) for canary in canaries],
+            "places": [(os.fspath(root), os.fspath(path)) for root, path in places],
+        }
         done = subprocess.run(
             [sys.executable, "-m", "vault.testing.scan_part"],
             input=json.dumps(task).encode(),
