@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from hashlib import sha256
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_consent_names_the_very_text_that_was_shown(street: Street) -> None:
 
     shopper.pay(fresh_typed_card(with_security_code=True), keep=True)
 
-    with sqlite3.connect(f"file:{street.vault.directory / 'cardvault.sqlite'}?mode=ro", uri=True) as database:
+    with closing(sqlite3.connect(f"file:{street.vault.directory / 'cardvault.sqlite'}?mode=ro", uri=True)) as database:
         rows = database.execute(
             "SELECT terms_version, terms_sha256 FROM consents WHERE customer_id = 'witness'"
         ).fetchall()
