@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -211,20 +210,20 @@ os.fork = fork
 from vault.cli.main import app
 app()
 """
-SET_CHILD_SUBREAPER = 36
 
 
-def serve_oddly(
-    site: Installation, *command: str, before: Callable[[], object] | None = None, **config: Any
-) -> ServerProcess:
-    """A server that is started in an odd way."""
+def serve_oddly(site: Installation, *command: str, before: str = "pass", **config: Any) -> ServerProcess:
+    """A server that is started in an odd way: `before` is run in its process by the interpreter that becomes it."""
+    become = f"import ctypes, os, signal, sys; {before}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     log = site.directory / "odd.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, *(command or ("-m", "vault")), "serve", "--config", str(site.config(**config))],
+            [
+                *(sys.executable, "-c", become, *(command or ("-m", "vault"))),
+                *("serve", "--config", str(site.config(**config))),
+            ],
             stdout=subprocess.PIPE,
             stderr=stderr,
-            preexec_fn=before,
         )
     assert process.stdout is not None
     found = re.search(r"port (\d+)", process.stdout.readline().decode())
@@ -234,13 +233,14 @@ def serve_oddly(
     return server
 
 
-def ignore_children() -> None:
-    """As `sh -c "trap '' CHLD; exec cardvault serve"`: an ignored signal stays ignored across exec."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+IGNORE_CHILDREN = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+"""As `sh -c "trap '' CHLD; exec cardvault serve"`: an ignored signal stays ignored across exec."""
+AS_PROCESS_1 = "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)"
+"""PR_SET_CHILD_SUBREAPER."""
 
 
 def test_a_server_whose_starter_ignored_its_children_is_as_any_other(site: Installation) -> None:
-    server = serve_oddly(site, before=ignore_children, **signing(site))
+    server = serve_oddly(site, before=IGNORE_CHILDREN, **signing(site))
     _, keeper = family_of(server)
 
     os.kill(keeper, signal.SIGKILL)
@@ -300,10 +300,7 @@ def test_it_holds_no_port_of_its_worker(big: Installation) -> None:
 
 
 def test_process_1_of_a_container_keeps_no_remains(big: Installation) -> None:
-    def as_process_1() -> None:
-        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-    server = serve_oddly(big, before=as_process_1, server__workers=2, **signing(big))
+    server = serve_oddly(big, before=AS_PROCESS_1, server__workers=2, **signing(big))
     for _ in range(2):
         first, _ = workers_of(server)
         os.kill(first, signal.SIGKILL)
