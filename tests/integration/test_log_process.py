@@ -333,6 +333,7 @@ from vault.telemetry import configure_logs
 configure_logs()
 lives = Path(sys.argv[1]) / "lives"
 companion.FIRST_PAUSE = timedelta(seconds=0.02)
+companion.SETTLED_AFTER = timedelta(seconds={settled})
 
 def work(side):
     with lives.open("a") as file:
@@ -344,9 +345,10 @@ side = Companion.fork(work)
 """
 
 
-def run(tmp_path: Path, *, work: str, server: str) -> tuple[subprocess.CompletedProcess[str], int]:
+def run(tmp_path: Path, *, work: str, server: str, settled: float = 10) -> tuple[subprocess.CompletedProcess[str], int]:
     """A server's part and its companion's; also how often the companion began."""
     program = PROGRAM.replace("{work}", textwrap.indent(textwrap.dedent(work), "    ")).replace("{server}", server)
+    program = program.replace("{settled}", str(settled))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(tmp_path)],
         capture_output=True,
@@ -369,6 +371,25 @@ def test_a_companion_that_dies_at_once_is_replaced_ever_more_slowly(tmp_path: Pa
     assert done.stdout == "1\n"
     assert done.stderr.count('"companion.died"') in (lives, lives - 1)
     assert "secret text" not in done.stderr
+
+
+def test_one_that_lived_for_a_while_is_replaced_without_delay(tmp_path: Path) -> None:
+    _, lives = run(
+        tmp_path,
+        work="time.sleep(0.1); return 1",
+        server=textwrap.dedent(
+            """
+            side.begin()
+            until = time.monotonic() + 20  # ever more slowly, the twelfth life would begin after 40
+            while time.monotonic() < until and not (lives.exists() and len(lives.read_text()) >= 12):
+                time.sleep(0.05)
+            side.end(timedelta(seconds=5))
+            """
+        ),
+        settled=0.05,
+    )
+
+    assert lives >= 12
 
 
 def test_a_companion_that_refuses_is_not_tried_again(tmp_path: Path) -> None:
