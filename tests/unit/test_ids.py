@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.cards import made_up_digits
 from tests.support.problems import problem_of
+from tests.support.world import NOW
 from vault.domain import letters
 from vault.domain.errors import InvalidField, NotAvailable
 from vault.domain.ids import (
@@ -33,6 +35,7 @@ from vault.domain.pan import Pan, contains_pan
 ALPHABET = "bcdfghjkmnpqrstv"
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors/letters.json").read_text())
 DRAWN = [Token, ConsentId, OnceId, EventId, RequestId]
+DATED = [ConsentId, EventId]
 GIVEN = [TenantId, CustomerId, OrderId, IdempotencyKey, ProcessorName]
 raw_ids = st.binary(min_size=16, max_size=16)
 
@@ -120,6 +123,34 @@ def test_a_drawn_id_can_be_read_back(kind: type[Token]) -> None:
     assert kind.parse(drawn) == drawn
     assert drawn.raw() == raw
     assert len(drawn) == 4 + 34
+
+
+@pytest.mark.parametrize("kind", DATED, ids=lambda k: k.__name__)
+def test_names_that_open_nothing_are_in_the_order_of_their_time(kind: type[ConsentId] | type[EventId]) -> None:
+    moments = [NOW + timedelta(milliseconds=n) for n in range(2000)]
+
+    drawn = [kind.drawn(moment, os.urandom(10)) for moment in moments]
+
+    assert drawn == sorted(drawn)
+    assert [kind.parse(each).raw()[:6] for each in drawn] == [
+        round(moment.timestamp() * 1000).to_bytes(6, "big") for moment in moments
+    ]
+
+
+@pytest.mark.parametrize("kind", DATED, ids=lambda k: k.__name__)
+def test_names_of_one_moment_differ(kind: type[ConsentId] | type[EventId]) -> None:
+    assert len({kind.drawn(NOW, os.urandom(10)) for _ in range(10_000)}) == 10_000
+
+
+@pytest.mark.parametrize("count", [0, 9, 11, 16])
+def test_beside_its_time_a_name_has_ten_random_bytes(count: int) -> None:
+    with pytest.raises(ValueError, match="16 random bytes"):
+        EventId.drawn(NOW, bytes(count))
+
+
+@pytest.mark.parametrize("kind", [Token, OnceId], ids=lambda k: k.__name__)
+def test_a_name_that_leads_to_a_card_tells_no_time(kind: type[Token]) -> None:
+    assert not hasattr(kind, "drawn")
 
 
 @pytest.mark.parametrize(("kind", "other"), list(itertools.permutations(DRAWN, 2)), ids=lambda k: k.__name__)

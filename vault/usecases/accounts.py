@@ -199,7 +199,7 @@ class _ChangeCard(ABC):
                 journal.events.append(
                     event_by(
                         a.caller,
-                        event_id=self._world.new_event_id(),
+                        event_id=self._world.new_event_id(now),
                         now=now,
                         event=self.event,
                         customer=a.command.customer,
@@ -273,7 +273,7 @@ class Erase:
         journal = Journal(self._world, "card.erased")
         with self._world.store.writing() as tx:
             for a in attempts:
-                a.event_id = self._world.new_event_id()
+                a.event_id = self._world.new_event_id(now)
             requests = [_erasure_request(a, now) for a in attempts if a.command.idempotency_key is not None]
             without_key = [a for a in attempts if a.command.idempotency_key is None]
             settled: Settled[_Erasing] = settle(tx, requests, without_key=without_key, journal=journal, now=now)
@@ -313,7 +313,7 @@ class Erase:
     def _event(self, a: _Erasing, receipt: ErasureReceipt, now: datetime, *, repeated: bool) -> AuditEvent:
         return event_by(
             a.caller,
-            event_id=self._world.new_event_id() if repeated else receipt.event_id,
+            event_id=self._world.new_event_id(now) if repeated else receipt.event_id,
             now=now,
             event="card.erased" if a.command.token is not None else "customer.erased",
             customer=a.command.customer,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from vault.domain.audit import AuditEvent, Outcome, event_by
 from vault.domain.caller import Caller
 from vault.domain.errors import CardVaultError, Contention, Unavailable
-from vault.domain.ids import RANDOM_BYTES, EventId
+from vault.domain.ids import DATED_RANDOM_BYTES, EventId
 from vault.ports import Clock, Entropy, Store
 
 MAX_ROUNDS = 24
@@ -65,9 +66,9 @@ class World:
     clock: Clock
     entropy: Entropy
 
-    def new_event_id(self) -> EventId:
-        """A fresh id for an audit event."""
-        return EventId.from_random(self.entropy.bytes(RANDOM_BYTES))
+    def new_event_id(self, now: datetime) -> EventId:
+        """A fresh id for an audit event of this time."""
+        return EventId.drawn(now, self.entropy.bytes(DATED_RANDOM_BYTES))
 
 
 @dataclass(slots=True)
@@ -91,11 +92,12 @@ class Journal:
         """End an attempt with an error and record it."""
         attempt.error = error
         self.refused.append(error)
+        now = self.world.clock.now()
         self.events.append(
             event_by(
                 attempt.caller,
-                event_id=self.world.new_event_id(),
-                now=self.world.clock.now(),
+                event_id=self.world.new_event_id(now),
+                now=now,
                 event=event or self.event,
                 outcome=outcome,
                 reason=error.reason,

@@ -191,7 +191,7 @@ class Detokenize:
                     journal.events.append(
                         event_by(
                             a.caller,
-                            event_id=self._world.new_event_id(),
+                            event_id=self._world.new_event_id(now),
                             now=now,
                             event=RELEASED,
                             details=_stored_with(a.target),

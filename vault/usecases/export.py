@@ -68,7 +68,7 @@ class ExportCustomer:
         events = [
             event_by(
                 a.caller,
-                event_id=self._world.new_event_id(),
+                event_id=self._world.new_event_id(now),
                 now=now,
                 event=EXPORTED,
                 customer=a.command.customer,

@@ -207,7 +207,7 @@ class IssueGrant:
     def _event(self, a: _Issuing, grant: Grant, now: datetime) -> AuditEvent:
         return event_by(
             a.caller,
-            event_id=self._world.new_event_id(),
+            event_id=self._world.new_event_id(now),
             now=now,
             event=ISSUED,
             customer=grant.customer or "",
@@ -301,7 +301,7 @@ class RevokeGrant:
                     journal.events.append(
                         event_by(
                             a.caller,
-                            event_id=self._world.new_event_id(),
+                            event_id=self._world.new_event_id(now),
                             now=now,
                             event=REVOKED,
                             customer=grant.customer or "",

@@ -35,7 +35,7 @@ class ExpireOnceKeys:
                 tx.append_events(
                     [
                         AuditEvent(
-                            event_id=self._world.new_event_id(),
+                            event_id=self._world.new_event_id(now),
                             occurred_at=now,
                             event="once.expired",
                             outcome=Outcome.OK,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from vault.domain.audit import AuditEvent, Outcome
-from vault.domain.ids import RANDOM_BYTES, EventId, RequestId
+from vault.domain.ids import DATED_RANDOM_BYTES, EventId, RequestId
 from vault.ports import Clock, Entropy
 from vault.ports_operator import CardKey, OperatorStore
 
@@ -47,9 +47,10 @@ class OperatorWorld:
         **details: str | int,
     ) -> AuditEvent:
         """An audit event of a command."""
+        now = self.clock.now()
         return AuditEvent(
-            event_id=EventId.from_random(self.entropy.bytes(RANDOM_BYTES)),
-            occurred_at=self.clock.now(),
+            event_id=EventId.drawn(now, self.entropy.bytes(DATED_RANDOM_BYTES)),
+            occurred_at=now,
             event=name,
             outcome=outcome,
             reason=operator.reason,

@@ -119,7 +119,7 @@ class ReportOutcome:
 
     def _erase(self, tx: Writer, a: _Attempt, card: CardRef, journal: Journal, now: datetime) -> bool:
         """Erase a card that is still pending, as its owner would; False if it is not."""
-        event_id = self._world.new_event_id()
+        event_id = self._world.new_event_id(now)
         erased = tx.erase_cards(card.tenant, card.customer, card.token, event_id=event_id, now=now, only_pending=True)
         if erased.cards == 0:
             return False
@@ -166,7 +166,7 @@ class ReportOutcome:
         journal.events.append(
             event_by(
                 a.caller,
-                event_id=self._world.new_event_id(),
+                event_id=self._world.new_event_id(now),
                 now=now,
                 event=REPORTED,
                 details=details,

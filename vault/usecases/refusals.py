@@ -49,7 +49,7 @@ class RecordRefusals:
                 [
                     event_by(
                         attempt.caller,
-                        event_id=self._world.new_event_id(),
+                        event_id=self._world.new_event_id(now),
                         now=now,
                         event=attempt.command.event,
                         outcome=Outcome.REFUSED,

@@ -19,10 +19,10 @@ from vault.domain.consent import Consent, ConsentEntry
 from vault.domain.errors import CardVaultError, ConsentRequired, IdempotencyConflict, NotAvailable
 from vault.domain.grant import ONE_TIME_LIFETIME, OneTimeToken, SealedKey
 from vault.domain.ids import (
+    DATED_RANDOM_BYTES,
     RANDOM_BYTES,
     ConsentId,
     CustomerId,
-    EventId,
     IdempotencyKey,
     OnceId,
     OrderId,
@@ -128,8 +128,10 @@ class Tokenize:
             self._draw(attempt, record_version, now)
         self._seal(attempts, now)
         journal = Journal(self._world, EVENT)
+        # Before the transaction: where there is one writer, others wait for what is done in it.
+        requests = [_idempotency_of(a) for a in attempts if a.command.idempotency_key is not None]
         with self._world.store.writing() as tx:
-            self._write(tx, attempts, journal, now)
+            self._write(tx, attempts, requests, journal, now)
             if not journal.events:
                 raise RollBack
             tx.append_events(journal.events)
@@ -146,7 +148,7 @@ class Tokenize:
             token = attempt.known.token if attempt.known else Token.from_random(world.entropy.bytes(RANDOM_BYTES))
             entry = ConsentEntry(
                 tenant=attempt.tenant,
-                consent_id=ConsentId.from_random(world.entropy.bytes(RANDOM_BYTES)),
+                consent_id=ConsentId.drawn(now, world.entropy.bytes(DATED_RANDOM_BYTES)),
                 customer=command.customer,
                 token=token,
                 consent=command.consent,
@@ -241,8 +243,14 @@ class Tokenize:
 
     # --- inside the transaction -------------------------------------------------------------------------------------
 
-    def _write(self, tx: Writer, attempts: Sequence[_Attempt], journal: Journal, now: datetime) -> None:
-        requests = [_idempotency_of(a) for a in attempts if a.command.idempotency_key is not None]
+    def _write(
+        self,
+        tx: Writer,
+        attempts: Sequence[_Attempt],
+        requests: Sequence[Request[_Attempt]],
+        journal: Journal,
+        now: datetime,
+    ) -> None:
         without_key = [a for a in attempts if a.command.idempotency_key is None]
         settled: Settled[_Attempt] = settle(tx, requests, without_key=without_key, journal=journal, now=now)
         mine = [a for a in attempts if id(a) in settled.claimed]
@@ -338,7 +346,7 @@ class Tokenize:
             journal.events.append(
                 event_by(
                     a.caller,
-                    event_id=EventId.from_random(self._world.entropy.bytes(RANDOM_BYTES)),
+                    event_id=self._world.new_event_id(now),
                     now=now,
                     event=EVENT,
                     customer=a.command.customer or "",
