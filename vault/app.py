@@ -27,6 +27,7 @@ from vault.domain.ids import RANDOM_BYTES, RequestId
 from vault.keyring.operator import OperatorTransit
 from vault.keyring.session import VaultSession
 from vault.keyring.transit import IntakeTransit, ReleaseTransit
+from vault.one_cpu import LOOK_EVERY, OneCpu, stand_behind
 from vault.parts import open_store, open_vault
 from vault.readiness import Readiness
 from vault.rpc.access import SERVICES
@@ -70,6 +71,15 @@ R = TypeVar("R")
 Q = TypeVar("Q")
 
 
+async def _keep_on_one_cpu(cpus: OneCpu) -> None:
+    while True:
+        try:
+            cpus.look()
+        except Exception as e:  # noqa: BLE001 - without it the server is slower, not wrong
+            _log.warning("cpu.failed", where=where(e))
+        await asyncio.sleep(LOOK_EVERY)
+
+
 class StartRefused(Exception):
     """The server must not start like this; `problems` lists why."""
 
@@ -101,7 +111,9 @@ class App:
         self._coalescers: list[Coalescer[Any, Any]] = []
         # A stuck Vault may hold every thread that calls it, so what needs no Vault has threads of its own.
         self._vault_threads = ThreadPoolExecutor(settings.server.threads, "vault")
-        self._store_threads = ThreadPoolExecutor(settings.server.threads, "store")
+        self._cpus = OneCpu(worker if settings.server.workers > 1 else None) if settings.server.one_cpu else None
+        behind = stand_behind if self._cpus is not None and self._cpus.is_of_use else None
+        self._store_threads = ThreadPoolExecutor(settings.server.threads, "store", initializer=behind)
         self._check_threads = ThreadPoolExecutor(2, "check")
         self._retention_thread = ThreadPoolExecutor(1, "retention")
         self._stops = threading.Event()
@@ -152,6 +164,8 @@ class App:
         """Serve."""
         await self._server.start()
         self._eyes.start()
+        if self._cpus is not None and self._cpus.is_of_use:
+            self._chores.append(asyncio.get_running_loop().create_task(_keep_on_one_cpu(self._cpus)))
         if not self._does_chores:
             return
         if self._log_process is not None:
@@ -176,6 +190,8 @@ class App:
         self._stops.set()
         for chore in self._chores:
             chore.cancel()
+        if self._cpus is not None and self._cpus.is_of_use:
+            self._cpus.let_go()
         await self._server.stop(timedelta(seconds=self._settings.server.drain_seconds))
         if self._log_process is not None:
             if not self._hopeless.is_set():

@@ -56,6 +56,8 @@ class ServerSection(Section):
     drain_seconds: float = Field(default=20, ge=0, le=120)
     max_waiting: int = Field(default=2000, ge=1, le=100_000)
     """Calls that may wait for their batch, for each RPC; above it RESOURCE_EXHAUSTED."""
+    one_cpu: bool = True
+    """Whether the threads of a process that run Python share one CPU, on Linux; which one follows what others use."""
     workers: int = Field(default=1, ge=1, le=MAX_WORKERS)
     """Processes that share the port; each has threads, logins to Vault and connections of its own."""
 

@@ -36,6 +36,7 @@ INSIDE: dict[str, set[str]] = {
     "config": {"domain"},
     "config_file": {"config"},
     "hardening": {"domain"},
+    "one_cpu": set(),
     "prefork": {"telemetry"},
     "companion": {"prefork", "telemetry"},
     "app_log": {"audit", "companion", "config", "domain", "keyring", "parts", "prefork", "system", "telemetry"},
@@ -48,7 +49,7 @@ INSIDE: dict[str, set[str]] = {
     "parts": {"config", "keyring", "ports_telemetry", "store"},
     "app_operator": CORE | {"keyring", "system", "config", "parts"},
     "app": CORE
-    | {"app_eyes", "app_log", "parts"}
+    | {"app_eyes", "app_log", "one_cpu", "parts"}
     | {"keyring", "store", "audit", "telemetry", "system", "config", "hardening", "readiness", "rpc"},
 }
 """What each part of the package may import of the package, besides itself. `cli` and `__main__` stand on top."""
