@@ -111,7 +111,7 @@ class App:
         self._coalescers: list[Coalescer[Any, Any]] = []
         # A stuck Vault may hold every thread that calls it, so what needs no Vault has threads of its own.
         self._vault_threads = ThreadPoolExecutor(settings.server.threads, "vault")
-        self._cpus = OneCpu(worker if settings.server.workers > 1 else None) if settings.server.one_cpu else None
+        self._cpus = OneCpu(worker, workers=settings.server.workers) if settings.server.one_cpu else None
         behind = stand_behind if self._cpus is not None and self._cpus.is_of_use else None
         self._store_threads = ThreadPoolExecutor(settings.server.threads, "store", initializer=behind)
         self._check_threads = ThreadPoolExecutor(2, "check")

@@ -21,8 +21,6 @@ LOOK_EVERY = 1.0
 """Seconds."""
 WORTH_A_MOVE = 0.2
 """Of a CPU: by how much others must use ours more than all use the idlest one."""
-BEHIND = 3
-"""Nice levels."""
 
 _STAT = Path("/proc/stat")
 _TASKS = Path("/proc/self/task")
@@ -41,17 +39,21 @@ class _Moment:
 class OneCpu:
     """The CPU that this process's Python threads share."""
 
-    def __init__(self, worker: int | None = None) -> None:
-        """Where it begins is drawn; of several workers of one parent, with their numbers, each begins on another."""
+    def __init__(self, worker: int = 0, *, workers: int = 1) -> None:
+        """Where it begins is drawn; of several workers of one parent, by their numbers, each begins on another."""
+        self._workers = workers
         self._allowed = sorted(os.sched_getaffinity(0)) if IS_LINUX else []
-        place = secrets.randbelow(1 << 16) if worker is None else os.getppid() + worker
+        place = secrets.randbelow(1 << 16) if workers == 1 else os.getppid() + worker
         self._cpu = self._allowed[place % len(self._allowed)] if self._allowed else 0
         self._before: _Moment | None = None
 
     @property
     def is_of_use(self) -> bool:
-        """Whether there is more than one CPU to be on, and a system that lets us choose."""
-        return len(self._allowed) > 1 and _STAT.exists()
+        """Whether every worker has a second CPU beside it for all else, and a system that lets us choose.
+
+        Where workers fill the CPUs already, the scheduler knows better.
+        """
+        return len(self._allowed) >= 2 * self._workers and _STAT.exists()
 
     @property
     def cpu(self) -> int:
@@ -91,14 +93,14 @@ def _put(thread: int, wanted: set[int]) -> None:
 
 
 def stand_behind() -> None:
-    """Let the event loop go first on a shared CPU: what arrives meanwhile then shares this thread's next piece of work.
+    """Do not interrupt who works when this thread is woken: what arrives meanwhile then shares its next piece of work.
 
-    For the calling thread alone. In vain where the system does not let us.
+    SCHED_BATCH of sched(7), which takes nothing of a thread's share of a CPU. For the calling thread alone; in vain
+    where the system does not let us.
     """
     if IS_LINUX:
         with suppress(OSError):
-            mine = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, mine, min(19, os.getpriority(os.PRIO_PROCESS, mine) + BEHIND))
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _busy() -> dict[int, float]:

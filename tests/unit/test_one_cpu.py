@@ -108,24 +108,13 @@ told.append(len(os.sched_getaffinity(ids[1])) == all_cpus)
 
 def test_who_stands_behind_is_alone_in_that() -> None:
     program = """
-levels = []
-thread = started(lambda: (stand_behind(), levels.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
-while not levels: pass
-mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-told = levels[0] - mine
+policies = []
+thread = started(lambda: (stand_behind(), policies.append(os.sched_getscheduler(0))))
+while not policies: pass
+told = [policies[0] == os.SCHED_BATCH, os.sched_getscheduler(0) == os.SCHED_OTHER]
 """
 
-    assert told_by(program) == 3
-
-
-def test_nothing_is_lower_than_the_lowest() -> None:
-    program = """
-os.nice(19)
-stand_behind()
-told = os.getpriority(os.PRIO_PROCESS, 0)
-"""
-
-    assert told_by(program) == 19
+    assert told_by(program) == [True, True]
 
 
 @pytest.mark.usefixtures("always")
@@ -157,7 +146,16 @@ def test_two_servers_on_one_cpu_do_not_move_together_for_ever(monkeypatch: pytes
 
 
 def test_workers_begin_on_cpus_of_their_own() -> None:
-    assert len({OneCpu(worker).cpu for worker in range(8)}) == min(8, len(os.sched_getaffinity(0)))
+    assert len({OneCpu(worker, workers=8).cpu for worker in range(8)}) == min(8, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("cpus", "workers", "is_of_use"), [(2, 1, True), (2, 2, False), (4, 2, True), (6, 4, False)])
+def test_workers_that_fill_the_cpus_are_left_to_the_scheduler(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int, *, is_of_use: bool
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+
+    assert OneCpu(workers=workers).is_of_use == is_of_use
 
 
 def test_one_cpu_to_be_on_leaves_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

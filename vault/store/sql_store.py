@@ -60,9 +60,6 @@ class SqlStore:
             connection = self._begin(self._engines.reader)
             try:
                 yield SqlOperatorReader(Link(connection, self.kind))
-                # Not rolled back: psycopg then forgets every statement that it prepared on this connection.
-                with suppress(SQLAlchemyError):
-                    connection.commit()
             finally:
                 _end(connection)
 

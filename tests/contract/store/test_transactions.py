@@ -289,19 +289,6 @@ def test_every_statement_still_works_once_postgresql_has_prepared_it(postgresql_
     store.close()
 
 
-def test_what_postgresql_has_prepared_outlives_a_read(postgresql_url: str) -> None:
-    store = SqlStore(postgresql_url, limits=Limits(pool_size=1))
-
-    for _ in range(12):
-        with store.reading() as tx:
-            tx.list_cards([CardsOf(TENANT, CUSTOMER, limit=1, after=None)])
-    with store.reading() as tx:
-        kept = tx._link.rows(text("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%cards%'"))
-
-    assert kept[0][0] == 1
-    store.close()
-
-
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
