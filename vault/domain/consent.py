@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ConsentId, CustomerId, EventId, TenantId, Token
@@ -61,31 +62,42 @@ class Consent:
         field: str = "consent",
     ) -> Consent:
         """Check every part. Raises `InvalidField`, never with a value."""
-        if _VERSION.fullmatch(terms_version) is None or contains_pan(terms_version):
-            raise InvalidField(f"{field}.terms_version", "must be 1 to 64 plain characters")
-        # The shapes of the next two leave room for a card number: any 32 bytes, and groups of digits.
-        if len(terms_sha256) != _SHA256_BYTES or contains_pan(terms_sha256.decode("latin-1")):
-            raise InvalidField(f"{field}.terms_sha256", "must be the 32 bytes of a SHA-256")
-        if not uses or len(set(uses)) != len(uses) or not set(uses) <= set(CardUse):
-            raise InvalidField(f"{field}.uses", "must name one or more known uses, each once")
-        if channel not in set(ConsentChannel):
-            raise InvalidField(f"{field}.channel", "must be a known channel")
-        if len(locale) > 35 or _LOCALE.fullmatch(locale) is None or contains_pan(locale):
-            raise InvalidField(f"{field}.locale", "must be a BCP 47 tag of at most 35 characters")
-        if agreed_until is not None and agreed_until <= now:
+        endless = _endless(terms_version, terms_sha256, tuple(uses), channel, locale, field)
+        if agreed_until is None:
+            return endless
+        if agreed_until <= now:
             raise InvalidField(f"{field}.agreed_until", "must be in the future")
-        return cls(
-            terms_version=terms_version,
-            terms_sha256=terms_sha256,
-            uses=tuple(CardUse(use) for use in sorted(uses)),
-            channel=ConsentChannel(channel),
-            locale=locale,
-            agreed_until=agreed_until,
-        )
+        return replace(endless, agreed_until=agreed_until)
 
     def has_ended(self, now: datetime) -> bool:
         """Whether the end that was agreed upon has come."""
         return self.agreed_until is not None and self.agreed_until <= now
+
+
+# A shop has a handful of texts that customers agree to. What is refused is not kept.
+@lru_cache(maxsize=1024)
+def _endless(
+    terms_version: str, terms_sha256: bytes, uses: tuple[int, ...], channel: int, locale: str, field: str
+) -> Consent:
+    if _VERSION.fullmatch(terms_version) is None or contains_pan(terms_version):
+        raise InvalidField(f"{field}.terms_version", "must be 1 to 64 plain characters")
+    # The shapes of the next two leave room for a card number: any 32 bytes, and groups of digits.
+    if len(terms_sha256) != _SHA256_BYTES or contains_pan(terms_sha256.decode("latin-1")):
+        raise InvalidField(f"{field}.terms_sha256", "must be the 32 bytes of a SHA-256")
+    if not uses or len(set(uses)) != len(uses) or not set(uses) <= set(CardUse):
+        raise InvalidField(f"{field}.uses", "must name one or more known uses, each once")
+    if channel not in set(ConsentChannel):
+        raise InvalidField(f"{field}.channel", "must be a known channel")
+    if len(locale) > 35 or _LOCALE.fullmatch(locale) is None or contains_pan(locale):
+        raise InvalidField(f"{field}.locale", "must be a BCP 47 tag of at most 35 characters")
+    return Consent(
+        terms_version=terms_version,
+        terms_sha256=terms_sha256,
+        uses=tuple(CardUse(use) for use in sorted(uses)),
+        channel=ConsentChannel(channel),
+        locale=locale,
+        agreed_until=None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import hvac
 import hvac.exceptions
+import orjson
 import requests
 import requests.adapters
 import urllib3
@@ -20,7 +21,6 @@ import urllib3.connection
 
 from vault.keyring.login import VaultAddress
 
-_COMPACT = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _OK = 200
 _FIRST_ERROR = 400
 _HTTPS = 443
@@ -78,13 +78,13 @@ class Posts:
         answer = self._pool.urlopen(
             "POST",
             self._prefix + path,
-            body=_COMPACT(body).encode("ascii"),
+            body=orjson.dumps(body),
             headers={"Content-Type": "application/json", "X-Vault-Request": "true", "X-Vault-Token": token},
             redirect=False,  # it would carry the token to wherever it points
         )
         if answer.status >= _FIRST_ERROR:
             raise hvac.exceptions.VaultError.from_status(answer.status, errors=_errors_in(answer.data))
-        return json.loads(answer.data) if answer.status == _OK else ""
+        return orjson.loads(answer.data) if answer.status == _OK else ""
 
     def close(self) -> None:
         """Close every connection that is not in use."""

@@ -34,6 +34,9 @@ DEFAULT_PAGE_SIZE = 20
 MAX_PAGE_SIZE = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_SECONDS_OF_A_DAY = 86400
+
+_brand, _state, _use = cards_pb2.Brand.ValueType, cards_pb2.CardState.ValueType, cards_pb2.CardUse.ValueType
 
 # --- shared pieces --------------------------------------------------------------------------------------------------
 
@@ -68,38 +71,51 @@ def encode_expiry(expiry: Expiry) -> cards_pb2.Expiry:
 
 def encode_time(moment: datetime) -> timestamp_pb2.Timestamp:
     """A moment, to the microsecond."""
-    seconds, micros = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
-    return timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000)
+    message = timestamp_pb2.Timestamp()
+    _put_time(moment, message)
+    return message
 
 
 def encode_card(card: StoredCard, *, now: datetime) -> cards_pb2.Card:
     """A stored card as it may be shown."""
-    return cards_pb2.Card(
-        token=card.token,
-        brand=cards_pb2.Brand.ValueType(card.brand),
-        last4=card.last4,
-        expiry=encode_expiry(card.expiry),
-        expired=card.expiry.is_past(now),
-        is_default=card.is_default,
-        state=cards_pb2.CardState.ValueType(card.state),
-        created_at=encode_time(card.created_at),
-        consent=encode_consent(card.consent, withdrawn_at=None),
-    )
+    message = cards_pb2.Card()
+    put_card(card, message, now=now)
+    return message
 
 
-def encode_consent(entry: ConsentEntry, *, withdrawn_at: datetime | None) -> cards_pb2.ConsentSummary:
-    """What a consent says, as it may be shown."""
-    summary = cards_pb2.ConsentSummary(
-        consent_id=entry.consent_id,
-        terms_version=entry.consent.terms_version,
-        uses=[cards_pb2.CardUse.ValueType(use) for use in entry.consent.uses],
-        agreed_at=encode_time(entry.agreed_at),
-    )
+# Parts are written where they belong: one that is made apart is copied into the whole, which takes twice as long.
+
+
+def put_card(card: StoredCard, message: cards_pb2.Card, *, now: datetime) -> None:
+    """The same, into an empty message."""
+    message.token = card.token
+    message.brand = _brand(card.brand)
+    message.last4 = card.last4
+    message.expiry.month = card.expiry.month
+    message.expiry.year = card.expiry.year
+    message.expired = card.expiry.is_past(now)
+    message.is_default = card.is_default
+    message.state = _state(card.state)
+    _put_time(card.created_at, message.created_at)
+    put_consent(card.consent, message.consent, withdrawn_at=None)
+
+
+def put_consent(entry: ConsentEntry, message: cards_pb2.ConsentSummary, *, withdrawn_at: datetime | None) -> None:
+    """What a consent says, as it may be shown, into an empty message."""
+    message.consent_id = entry.consent_id
+    message.terms_version = entry.consent.terms_version
+    message.uses.extend(map(_use, entry.consent.uses))
+    _put_time(entry.agreed_at, message.agreed_at)
     if entry.consent.agreed_until is not None:
-        summary.agreed_until.CopyFrom(encode_time(entry.consent.agreed_until))
+        _put_time(entry.consent.agreed_until, message.agreed_until)
     if withdrawn_at is not None:
-        summary.withdrawn_at.CopyFrom(encode_time(withdrawn_at))
-    return summary
+        _put_time(withdrawn_at, message.withdrawn_at)
+
+
+def _put_time(moment: datetime, message: timestamp_pb2.Timestamp) -> None:
+    since = moment - _EPOCH
+    message.seconds = since.days * _SECONDS_OF_A_DAY + since.seconds
+    message.nanos = since.microseconds * 1000
 
 
 def _decode_moment(message: timestamp_pb2.Timestamp, *, field: str) -> datetime:
@@ -157,18 +173,17 @@ def decode_tokenize(request: checkout_pb2.TokenizeRequest, call: Call, *, now: d
 
 def encode_tokenized(done: Tokenized, *, now: datetime) -> checkout_pb2.TokenizeResponse:
     """The card as it may be shown, and the one-time token if one was asked for."""
+    response = checkout_pb2.TokenizeResponse()
     if done.stored is not None:
-        card = encode_card(done.stored, now=now)
+        put_card(done.stored, response.card, now=now)
     else:
-        card = cards_pb2.Card(
-            brand=cards_pb2.Brand.ValueType(done.card.pan.brand),
-            last4=done.card.pan.last4(),
-            expiry=encode_expiry(done.card.expiry),
-        )
-    response = checkout_pb2.TokenizeResponse(card=card)
+        response.card.brand = _brand(done.card.pan.brand)
+        response.card.last4 = done.card.pan.last4()
+        response.card.expiry.month = done.card.expiry.month
+        response.card.expiry.year = done.card.expiry.year
     if done.one_time_token is not None and done.one_time_expires_at is not None:
         response.one_time_token = done.one_time_token.reveal_text()
-        response.one_time_token_expires_at.CopyFrom(encode_time(done.one_time_expires_at))
+        _put_time(done.one_time_expires_at, response.one_time_token_expires_at)
     return response
 
 
@@ -207,24 +222,19 @@ def _decode_item(
 
 def encode_batch(results: Results, call: Call, *, now: datetime) -> checkout_pb2.BatchTokenizeResponse:
     """A card or a reason for each item."""
-    return checkout_pb2.BatchTokenizeResponse(results=[_encode_result(each, call, now=now) for each in results])
-
-
-def _encode_result(
-    result: Tokenized | CardVaultError, call: Call, *, now: datetime
-) -> checkout_pb2.BatchTokenizeResult:
-    if isinstance(result, CardVaultError):
-        return checkout_pb2.BatchTokenizeResult(
-            failure=checkout_pb2.BatchTokenizeFailure(
-                code=CODES[result.kind].value[0],
-                field=result.field,
-                message=result.message,
-                reason=reason_told(result),
-                error_id=call.caller.request_id,
-            )
-        )
-    assert result.stored is not None, "every item has consent"
-    return checkout_pb2.BatchTokenizeResult(card=encode_card(result.stored, now=now))
+    response = checkout_pb2.BatchTokenizeResponse()
+    for result in results:
+        message = response.results.add()
+        if isinstance(result, CardVaultError):
+            message.failure.code = CODES[result.kind].value[0]
+            message.failure.field = result.field
+            message.failure.message = result.message
+            message.failure.reason = reason_told(result)
+            message.failure.error_id = call.caller.request_id
+        else:
+            assert result.stored is not None, "every item has consent"
+            put_card(result.stored, message.card, now=now)
+    return response
 
 
 def decode_issue_grant(request: checkout_pb2.IssueGrantRequest, call: Call) -> IssueGrantCommand:
@@ -291,10 +301,12 @@ def decode_page_size(asked: int) -> int:
 
 def encode_card_page(page: CardPage, *, now: datetime) -> account_pb2.ListCardsResponse:
     """One page."""
-    return account_pb2.ListCardsResponse(
-        cards=[encode_card(card, now=now) for card in page.cards],
-        next_page_token=_encode_cursor(page.next) if page.next is not None else "",
-    )
+    response = account_pb2.ListCardsResponse()
+    for card in page.cards:
+        put_card(card, response.cards.add(), now=now)
+    if page.next is not None:
+        response.next_page_token = _encode_cursor(page.next)
+    return response
 
 
 def _encode_cursor(cursor: PageCursor) -> str:

@@ -8,7 +8,7 @@ from vault.domain import letters
 from vault.domain.errors import InvalidField
 from vault.domain.ids import ConsentId, CustomerId, EventId, Token
 from vault.ports import ConsentCursor, PageCursor, Release, ReleaseCursor
-from vault.rpc.codec import decode_page_size, encode_card, encode_consent, encode_time, pack_place, unpack_place
+from vault.rpc.codec import decode_page_size, encode_time, pack_place, put_card, put_consent, unpack_place
 from vault.rpc.door import Call
 from vault.usecases.export import ExportCursor, ExportPage, ExportQuery
 from vault.v1 import account_pb2
@@ -28,12 +28,15 @@ def decode_export(request: account_pb2.ExportCustomerRequest, call: Call) -> Exp
 
 def encode_export(page: ExportPage, *, now: datetime) -> account_pb2.ExportCustomerResponse:
     """One page."""
-    return account_pb2.ExportCustomerResponse(
-        cards=[encode_card(card, now=now) for card in page.cards],
-        consents=[encode_consent(given.entry, withdrawn_at=given.withdrawn_at) for given in page.consents],
+    response = account_pb2.ExportCustomerResponse(
         releases=[_encode_release(release) for release in page.releases],
         next_page_token=_encode_cursor(page.next) if page.next is not None else "",
     )
+    for card in page.cards:
+        put_card(card, response.cards.add(), now=now)
+    for given in page.consents:
+        put_consent(given.entry, response.consents.add(), withdrawn_at=given.withdrawn_at)
+    return response
 
 
 def _encode_release(release: Release) -> account_pb2.Release:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from vault.domain.caller import Caller
 from vault.domain.errors import Exhausted
@@ -31,42 +29,55 @@ class Rooms:
 
     def __init__(self, limits: RoomLimits) -> None:
         self._limits = limits
-        self._calls: Counter[str] = Counter()
-        self._watchers: Counter[str] = Counter()
+        self._calls = _Places(limits.calls)
+        self._watchers = _Places(limits.watchers)
 
     @property
     def in_flight(self) -> int:
         """Calls that have a place now."""
-        return self._calls.total()
+        return self._calls.taken
 
-    @contextmanager
-    def call(self, caller: Caller) -> Iterator[None]:
+    def call(self, caller: Caller) -> AbstractContextManager[None]:
         """A place for one call. Raises `Exhausted`."""
-        limits = self._limits
-        known = caller.identity is not None
-        who = caller.presented_uri if known else STRANGERS
-        cap = limits.calls_of_one_client if known else limits.calls_of_strangers
-        with _place(self._calls, who, cap=cap, total=limits.calls):
-            yield
+        if caller.identity is None:
+            return _Place(self._calls, STRANGERS, self._limits.calls_of_strangers)
+        return _Place(self._calls, caller.presented_uri, self._limits.calls_of_one_client)
 
-    @contextmanager
-    def watcher(self, certificate: str) -> Iterator[None]:
+    def watcher(self, certificate: str) -> AbstractContextManager[None]:
         """A place for one stream. Raises `Exhausted`."""
-        limits = self._limits
-        with _place(self._watchers, certificate, cap=limits.watchers_of_one_client, total=limits.watchers):
-            yield
+        return _Place(self._watchers, certificate, self._limits.watchers_of_one_client)
 
 
-@contextmanager
-def _place(counter: Counter[str], who: str, *, cap: int, total: int) -> Iterator[None]:
-    if counter.total() >= total:
-        raise Exhausted("calls_in_flight")
-    if counter[who] >= cap:
-        raise Exhausted("calls_in_flight_of_client")
-    counter[who] += 1
-    try:
-        yield
-    finally:
-        counter[who] -= 1
-        if not counter[who]:
-            del counter[who]
+@dataclass(slots=True)
+class _Places:
+    total: int
+    taken: int = 0
+    by_whom: dict[str, int] = field(default_factory=dict)
+
+
+class _Place:
+    """One place, from when it is entered until it is left."""
+
+    __slots__ = ("_cap", "_places", "_who")
+
+    def __init__(self, places: _Places, who: str, cap: int) -> None:
+        self._places = places
+        self._who = who
+        self._cap = cap
+
+    def __enter__(self) -> None:
+        places = self._places
+        if places.taken >= places.total:
+            raise Exhausted("calls_in_flight")
+        mine = places.by_whom.get(self._who, 0)
+        if mine >= self._cap:
+            raise Exhausted("calls_in_flight_of_client")
+        places.taken += 1
+        places.by_whom[self._who] = mine + 1
+
+    def __exit__(self, *_: object) -> None:
+        places = self._places
+        places.taken -= 1
+        places.by_whom[self._who] -= 1
+        if not places.by_whom[self._who]:
+            del places.by_whom[self._who]

@@ -9,6 +9,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -58,7 +59,12 @@ def from_micros(micros: int) -> datetime:
 
 def to_canonical_json(facts: Mapping[str, str | int]) -> str:
     """One text for one mapping: sorted keys, no spaces, ASCII."""
-    return _encode(dict(facts))
+    try:
+        text = orjson.dumps(facts, option=orjson.OPT_SORT_KEYS).decode()
+    except TypeError:
+        return _encode(dict(facts))
+    # Of printable ASCII alone both write the same; the rest only this one escapes.
+    return text if text.isascii() and text.isprintable() else _encode(dict(facts))
 
 
 def from_canonical_json(text: Any) -> Mapping[str, str | int] | None:

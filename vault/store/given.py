@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -31,7 +32,15 @@ from sqlalchemy.types import TypeEngine
 
 from vault.store.columns import CanonicalJson, Engine, UtcTime, to_canonical_json, to_iso, to_micros
 
-_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_any_text = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def _dumps(rows: list[list[Any]]) -> str:
+    try:
+        return orjson.dumps(rows).decode()
+    except TypeError:
+        # Text that is no valid Unicode: somebody wrote it past us, and it is to be named as it is.
+        return _any_text(rows)
 
 
 def _hex(value: bytes) -> str:
@@ -114,10 +123,10 @@ def inserting(engine: Engine, table: Table) -> tuple[Any, Given]:
 
 
 @cache
-def _names_of(table: Table) -> tuple[str, ...]:
-    return tuple(c.name for c in table.columns)
+def _empty_row(table: Table) -> dict[str, Any]:
+    return dict.fromkeys(c.name for c in table.columns)
 
 
 def row_of(table: Table, values: Mapping[str, Any]) -> list[Any]:
     """The values in the order of the table's columns; columns that are not named are null."""
-    return [values.get(name) for name in _names_of(table)]
+    return list({**_empty_row(table), **values}.values())

@@ -134,12 +134,11 @@ class Link:
         """Whether the INSERT took as many rows; if not, it has no effect."""
 
         def attempt() -> bool:
-            tried = self._connection.begin_nested()
+            self._connection.exec_driver_sql("SAVEPOINT attempt")
             took_all = bool(self._connection.execute(statement, params).rowcount == count)
-            if took_all:
-                tried.commit()
-            else:
-                tried.rollback()
+            if not took_all:
+                self._connection.exec_driver_sql("ROLLBACK TO attempt")
+            self._connection.exec_driver_sql("RELEASE attempt")
             return took_all
 
         return self._run(attempt)

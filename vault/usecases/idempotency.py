@@ -18,6 +18,8 @@ from vault.usecases.batch import Attempt, Journal
 LIFETIME = timedelta(hours=24)
 """How long an answer is remembered; shorter than that only for cards erased meanwhile."""
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
+
 A = TypeVar("A", bound=Attempt[Any, Any])
 
 
@@ -55,7 +57,7 @@ class Settled(Generic[A]):
 
 def digest(fields: Mapping[str, object]) -> bytes:
     """SHA-256 over the canonical form of a request (32 bytes)."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str).encode()).digest()
+    return hashlib.sha256(_encode(fields).encode()).digest()
 
 
 def settle(
