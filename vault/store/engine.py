@@ -120,4 +120,6 @@ def _beginning(engine: sqlalchemy.Engine, statement: str) -> sqlalchemy.Engine:
 def _begin(connection: Connection) -> None:
     # Both drivers are in autocommit mode: the transaction begins with our words, and this first statement shows
     # whether a pooled connection is still alive, at no extra trip.
+    if connection.dialect.name == Engine.POSTGRESQL:
+        postgresql.forget_old_plans(connection)
     connection.exec_driver_sql(connection.get_execution_options()[_BEGIN])

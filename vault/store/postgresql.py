@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from time import monotonic
 from typing import Any, LiteralString
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,15 +18,18 @@ _WARNED = "cardvault_warned"
 
 DriverError = psycopg.Error
 
-# Every statement finds its rows by key, so one plan serves all values and all sizes of a table: planned once for each
-# connection, and the same at a thousand cards and at a million, whatever the statistics say. A bitmap would collect
-# and sort all that is left of a walk to cut one page from it.
+# Every statement finds its rows by key, so one plan serves all values, and the same at a thousand cards and at a
+# million, whatever the statistics say. A bitmap would collect and sort all that is left of a walk to cut one page from it.
 _PLANS = (
     "-c plan_cache_mode=force_generic_plan",
     "-c enable_seqscan=off",
     "-c enable_bitmapscan=off",
     "-c jit=off",
 )
+
+PLANS_LAST = 1.0
+"""Seconds. In a table that is empty any index is as good as another: what was planned then reads all of it later."""
+_PLANNED = "cardvault_planned"
 
 _FOR_LONG = {
     "idle_session_timeout": "0",
@@ -108,6 +112,14 @@ def remember_warnings(engine: sqlalchemy.Engine) -> None:
                 record.info[_WARNED] = True
 
         dbapi_connection.add_notice_handler(on_notice)
+
+
+def forget_old_plans(connection: Connection) -> None:
+    """Have the statements that are prepared on this connection planned anew, now and then. Call before BEGIN."""
+    now = monotonic()
+    if now >= connection.info.get(_PLANNED, 0.0) + PLANS_LAST:
+        connection.exec_driver_sql("DISCARD PLANS")
+        connection.info[_PLANNED] = now
 
 
 def forget_warning(connection: Connection) -> None:

@@ -60,6 +60,9 @@ class SqlStore:
             connection = self._begin(self._engines.reader)
             try:
                 yield SqlOperatorReader(Link(connection, self.kind))
+                # There is nothing to keep, but at ROLLBACK psycopg forgets every statement that it had prepared.
+                with suppress(SQLAlchemyError):
+                    connection.commit()
             finally:
                 _end(connection)
 

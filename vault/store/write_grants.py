@@ -59,6 +59,11 @@ def _same(columns: Sequence[Column[Any]], given: Given) -> Any:
     return and_(*(c == given.c[c.name] for c in columns))
 
 
+def _is_open(engine: Engine, columns: Sequence[Column[Any]]) -> ColumnElement[bool]:
+    """Whether a grant is open: by name it is found through its key, by what it is for among those that are open."""
+    return (unindexed(engine, grants.c.state) if columns is _GRANT else grants.c.state) == _OPEN
+
+
 @cache
 def _insert_grants(engine: Engine) -> Inserting:
     statement, given = inserting(engine, grants)
@@ -72,7 +77,7 @@ def _lock_grants(engine: Engine, columns: tuple[Column[Any], ...]) -> Batch:
     statement = (
         select(grants.c.grant_sha256)
         .join(given.rows, _same(columns, given))
-        .where(grants.c.state == _OPEN)
+        .where(_is_open(engine, columns))
         .order_by(grants.c.tenant_id, grants.c.grant_sha256)
         .with_for_update(of=grants)
     )
@@ -85,7 +90,7 @@ def _revoke(engine: Engine, columns: tuple[Column[Any], ...]) -> Batch:
     statement = (
         update(grants)
         .values(state=GrantState.REVOKED.value, closed_at=_NOW)
-        .where(_same(columns, given), grants.c.state == _OPEN)
+        .where(_same(columns, given), _is_open(engine, columns))
         .returning(grants.c.grant_sha256)
     )
     return Batch(statement, given)
@@ -147,7 +152,7 @@ def _claim(engine: Engine) -> Batch:
             once_keys.c.tenant_id == grants.c.tenant_id,
             once_keys.c.once_id == grants.c.once_id,
             once_keys.c.once_id == given.c.once_id,
-            once_keys.c.state == _OPEN,
+            unindexed(engine, once_keys.c.state) == _OPEN,
             once_keys.c.expires_at > _NOW,
         )
         .correlate(grants, given.rows)
