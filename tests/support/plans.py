@@ -40,8 +40,7 @@ def watched() -> Iterator[dict[str, list[str]]]:
     found: dict[str, list[str]] = {}
 
     def look(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        compiled = getattr(context, "compiled", None)
-        if context.dialect.name != "sqlite" or compiled is None or statement in found or many:
+        if context.dialect.name != "sqlite" or statement in found or many:
             return
         if not statement.startswith(_EXPLAINED) or not _is_ours():
             return

@@ -35,6 +35,10 @@ from vault.store.columns import CanonicalJson, Engine, UtcTime, to_canonical_jso
 _any_text = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
+GIVEN = "given"
+"""Name of the parameter that carries rows."""
+
+
 def _dumps(rows: list[list[Any]]) -> str:
     try:
         return orjson.dumps(rows).decode()
@@ -79,7 +83,7 @@ class Given:
             for kind, write in _WRITERS[engine]
             if isinstance(c.type, kind)
         )
-        document = bindparam("given", type_=Text())
+        document = bindparam(GIVEN, type_=Text())
         # Both in binary form, taken apart once: as text, a row would be read again for each of its columns.
         if engine is Engine.POSTGRESQL:
             items = func.jsonb_array_elements(cast(document, postgresql.JSONB)).table_valued("value", name="item")
@@ -112,7 +116,7 @@ class Given:
                 if values[index] is not None:
                     values[index] = write(values[index])
             written.append(values)
-        return {"given": _dumps(written)}
+        return {GIVEN: _dumps(written)}
 
 
 def inserting(engine: Engine, table: Table) -> tuple[Any, Given]:
