@@ -19,7 +19,7 @@ _WARNED = "cardvault_warned"
 DriverError = psycopg.Error
 
 # Every statement finds its rows by key, so one plan serves all values, and the same at a thousand cards and at a
-# million, whatever the statistics say. A bitmap would collect and sort all that is left of a walk to cut one page from it.
+# million, whatever the statistics say. A bitmap would collect and sort all that is left of a walk to cut one page.
 _PLANS = (
     "-c plan_cache_mode=force_generic_plan",
     "-c enable_seqscan=off",
