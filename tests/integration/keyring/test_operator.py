@@ -88,6 +88,19 @@ def test_a_refused_item_is_reported_in_its_place_and_the_others_are_rewrapped(
     assert [type(answer) for answer in answers] == [SealedKey, SealedKey, KeyRefused, SealedKey, SealedKey]
 
 
+def test_a_wrap_that_is_no_text_is_refused_in_its_place_like_any_other(
+    own_openbao: OpenBao, operator: OperatorTransit, open_intake: Callable[[OpenBao], IntakeTransit]
+) -> None:
+    _, items = wrapped(open_intake(own_openbao), 3)
+    # As SQLite's rows come whose bytes are no UTF-8.
+    bad = KeyToUnwrap(KeyName.CARDS, SealedKey(f"{items[1].key.wrapped}\udcff"), items[1].context)
+    operator.rotate(KeyName.CARDS)
+
+    answers = operator.rewrap([items[0], bad, items[2]])
+
+    assert [type(answer) for answer in answers] == [SealedKey, KeyRefused, SealedKey]
+
+
 def test_a_wrap_under_a_retired_version_stops_the_rewrap_and_is_no_refused_card(
     own_openbao: OpenBao, operator: OperatorTransit, open_intake: Callable[[OpenBao], IntakeTransit]
 ) -> None:
