@@ -91,6 +91,7 @@ def connect_args(
     given = parse(url).query
     arguments: dict[str, Any] = {
         "autocommit": True,
+        "client_encoding": "UTF8",  # whatever the environment says: texts are sent as they are
         "connect_timeout": max(1, round(connect_timeout.total_seconds())),
         "options": " ".join((*options, str(given.get("options", "")))).strip(),
         "application_name": application_name,

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -500,6 +500,20 @@ def test_a_sqlite_file_that_others_may_read_is_named(sqlite_url: str, tmp_path: 
 
     store.close()
     assert problems == ["SQLite: the database file is open to other users of this machine: chmod 600"]
+
+
+def test_a_text_is_stored_whatever_encoding_the_environment_names(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    store = SqlStore(postgresql_url)
+    text = "\u20ac \U0001f600"
+
+    with closing(store):
+        with store.writing() as tx:
+            tx.put_setting("any", text)
+        with store.reading() as tx:
+            assert tx.setting("any") == text
 
 
 def _end_sessions(server: str, url: str) -> None:
