@@ -174,3 +174,14 @@ def test_no_request_reads_all_of_a_tenant_where_rows_were_never_counted(one_conn
     time.sleep(postgresql.PLANS_LAST)
 
     assert {name: rows for name, rows in rows_of(store, shop).items() if rows >= FEW} == {}
+
+
+def test_what_a_read_prepared_is_still_there_for_the_next_one(one_connection: SqlStore) -> None:
+    for _ in range(PREPARED_AFTER):
+        with one_connection.reading() as tx:
+            tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 20)])
+
+    with one_connection.reading() as tx:
+        asked = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%%jsonb_array_elements%%'"
+        found: Any = tx
+        assert found._link._connection.exec_driver_sql(asked).scalar() == 1
