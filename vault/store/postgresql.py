@@ -31,6 +31,9 @@ PLANS_LAST = 1.0
 """Seconds. In a table that is empty any index is as good as another: what was planned then reads all of it later."""
 _PLANNED = "cardvault_planned"
 
+_OURS = frozenset({"options", "client_encoding"})
+"""Arguments that a URL may add to, or not choose at all."""
+
 _FOR_LONG = {
     "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",
@@ -80,7 +83,7 @@ def connect_args(
     idle_in_transaction_timeout: timedelta,
     application_name: str,
 ) -> dict[str, Any]:
-    """Arguments of the driver. What the URL itself says goes first."""
+    """Arguments of the driver. What the URL itself says goes first, but for the encoding."""
     options = (
         f"-c statement_timeout={_milliseconds(statement_timeout)}",
         f"-c lock_timeout={_milliseconds(lock_timeout)}",
@@ -91,7 +94,7 @@ def connect_args(
     given = parse(url).query
     arguments: dict[str, Any] = {
         "autocommit": True,
-        "client_encoding": "UTF8",  # whatever the environment says: texts are sent as they are
+        "client_encoding": "UTF8",  # whatever the environment or the URL says: texts are sent as they are
         "connect_timeout": max(1, round(connect_timeout.total_seconds())),
         "options": " ".join((*options, str(given.get("options", "")))).strip(),
         "application_name": application_name,
@@ -100,7 +103,7 @@ def connect_args(
         "keepalives_interval": 5,
         "keepalives_count": 3,
     }
-    return {name: value for name, value in arguments.items() if name == "options" or name not in given}
+    return {name: value for name, value in arguments.items() if name in _OURS or name not in given}
 
 
 def remember_warnings(engine: sqlalchemy.Engine) -> None:

@@ -108,7 +108,7 @@ class AccountServiceServicer:
 
     def DeleteCard(self, request, context):
         """Withdraws the consent: wrapped key, ciphertext, fingerprint, display data and open grants are
-        gone before the answer is sent.
+        gone before the answer is sent. A one-time token stays good for its order until it is used or expires.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

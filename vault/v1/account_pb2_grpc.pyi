@@ -45,7 +45,7 @@ class AccountServiceStub:
     """Makes this the customer's default card."""
     DeleteCard: _grpc.UnaryUnaryMultiCallable[_account_pb2.DeleteCardRequest, _account_pb2.DeleteCardResponse]
     """Withdraws the consent: wrapped key, ciphertext, fingerprint, display data and open grants are
-    gone before the answer is sent.
+    gone before the answer is sent. A one-time token stays good for its order until it is used or expires.
     """
     EraseCustomer: _grpc.UnaryUnaryMultiCallable[_account_pb2.EraseCustomerRequest, _account_pb2.EraseCustomerResponse]
     """The same for every card of a customer."""
@@ -73,7 +73,7 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """Makes this the customer's default card."""
     DeleteCard: _aio.UnaryUnaryMultiCallable[_account_pb2.DeleteCardRequest, _account_pb2.DeleteCardResponse]  # type: ignore[assignment]
     """Withdraws the consent: wrapped key, ciphertext, fingerprint, display data and open grants are
-    gone before the answer is sent.
+    gone before the answer is sent. A one-time token stays good for its order until it is used or expires.
     """
     EraseCustomer: _aio.UnaryUnaryMultiCallable[_account_pb2.EraseCustomerRequest, _account_pb2.EraseCustomerResponse]  # type: ignore[assignment]
     """The same for every card of a customer."""
@@ -128,7 +128,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.DeleteCardResponse, _abc.Awaitable[_account_pb2.DeleteCardResponse]]:
         """Withdraws the consent: wrapped key, ciphertext, fingerprint, display data and open grants are
-        gone before the answer is sent.
+        gone before the answer is sent. A one-time token stays good for its order until it is used or expires.
         """
 
     @_abc_1.abstractmethod

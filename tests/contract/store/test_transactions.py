@@ -502,11 +502,12 @@ def test_a_sqlite_file_that_others_may_read_is_named(sqlite_url: str, tmp_path: 
     assert problems == ["SQLite: the database file is open to other users of this machine: chmod 600"]
 
 
-def test_a_text_is_stored_whatever_encoding_the_environment_names(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("query", [{}, {"client_encoding": "latin1"}, {"options": "-c client_encoding=latin1"}])
+def test_a_text_is_stored_whatever_encoding_the_environment_or_the_url_names(
+    query: dict[str, str], postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
-    store = SqlStore(postgresql_url)
+    store = SqlStore(make_url(postgresql_url).update_query_dict(query).render_as_string(hide_password=False))
     text = "\u20ac \U0001f600"
 
     with closing(store):

@@ -327,6 +327,23 @@ def test_an_erased_customer_has_no_cards_and_open_grants_die(shop: Shop) -> None
     assert shop.account.account.EraseCustomer(request, timeout=TIMEOUT).receipt == receipt
 
 
+@pytest.mark.parametrize("everything", [False, True], ids=["DeleteCard", "EraseCustomer"])
+def test_an_order_under_way_can_still_be_paid_when_its_card_is_erased(shop: Shop, everything: bool) -> None:
+    customer, card, order = new_customer(), fresh_typed_card(), new_order()
+    answer = shop.checkout.checkout.Tokenize(store_request(card, customer, order_id=order), timeout=TIMEOUT)
+
+    if everything:
+        shop.account.account.EraseCustomer(account_pb2.EraseCustomerRequest(customer_id=customer), timeout=TIMEOUT)
+    else:
+        delete(shop, customer, answer.card.token)
+
+    request = grant_request(order=order, one_time_token=answer.one_time_token)
+    grant = shop.checkout.checkout.IssueGrant(request, timeout=TIMEOUT).grant
+    released = shop.processor.processor.Detokenize(redeem_request(grant, order), timeout=TIMEOUT)
+    assert released.pan == card.pan
+    assert not listed(shop, customer).cards
+
+
 def test_after_erasure_the_same_card_gets_another_token(shop: Shop) -> None:
     card, customer, key = fresh_typed_card(), new_customer(), new_key()
     first = store(shop, card, customer, idempotency_key=key)
