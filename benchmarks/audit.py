@@ -168,7 +168,7 @@ def _event() -> AuditEvent:
         request_id=RequestId.from_random(os.urandom(RANDOM_BYTES)),
         tenant="shop",
         customer="customer-1",
-        target="tok_" + "a" * 34,
+        target="tok_" + "a" * 42,
         details={"stored": 1},
     )
 

@@ -288,9 +288,10 @@ def measure_workers(openbao: OpenBao, directory: Path, url: str, rounds: Rounds,
 _NAMES = {
     "sqlite": """
         WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})
-        SELECT lower(hex(randomblob(17))) AS name, randomblob(32) AS fingerprint, n FROM numbers""",
+        SELECT lower(hex(randomblob(21))) AS name, randomblob(32) AS fingerprint, n FROM numbers""",
     "postgresql": """
-        SELECT md5(random()::text || n) || 'xy' AS name, sha256((random()::text || n)::bytea) AS fingerprint, n
+        SELECT md5(random()::text || n) || substr(md5(random()::text), 1, 10) AS name,
+            sha256((random()::text || n)::bytea) AS fingerprint, n
         FROM generate_series(1, {count}) AS numbers(n)""",
 }
 _ROWS = (

@@ -41,7 +41,7 @@ from vault.cleanroom import DataKey
 from vault.domain.binding import stored_card_binding
 from vault.domain.card import CardDetails, CardState, Expiry, HolderName, SecurityCode
 from vault.domain.grant import SealedKey
-from vault.domain.ids import RANDOM_BYTES, ConsentId, CustomerId, TenantId, Token
+from vault.domain.ids import RANDOM_BYTES, SHARED_BYTES, ConsentId, CustomerId, TenantId, Token
 from vault.domain.pan import Pan
 from vault.embedded.openbao import OpenBao
 from vault.ports import KeyName, KeyToUnwrap, KeyToWrap
@@ -148,7 +148,8 @@ def _made(number: int, entropy: SystemEntropy) -> _Made:
         holder_name=HolderName.parse("Bulk Customer"),
         security_code=SecurityCode.parse("", brand=pan.brand),
     )
-    token, consent = Token.from_random(os.urandom(RANDOM_BYTES)), ConsentId.from_random(os.urandom(RANDOM_BYTES))
+    token = Token.drawn(os.urandom(SHARED_BYTES), os.urandom(RANDOM_BYTES))
+    consent = ConsentId.from_random(os.urandom(RANDOM_BYTES))
     customer = CustomerId(f"bulk-{number}")
     binding = stored_card_binding(
         environment=ENVIRONMENT, tenant=BULK_TENANT, customer=customer, token=token, consent=consent, record_version=1

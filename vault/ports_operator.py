@@ -224,6 +224,9 @@ class OperatorReader(Reader, Protocol):
     def secrets(self, selection: Selection, *, after: CardKey | None, limit: int) -> Sequence[StoredSecret]:
         """Stored cards in order, after a card."""
 
+    def secrets_by_fingerprint(self, tenant: TenantId, *, least: bytes, limit: int) -> Sequence[StoredSecret]:
+        """A shop's cards in the order of their fingerprints, from this value on; only those with a secret."""
+
     def secrets_of(self, cards: Sequence[CardKey]) -> Mapping[CardKey, StoredSecret]:
         """These stored cards, as far as they exist; at most 200."""
 

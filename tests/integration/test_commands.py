@@ -84,7 +84,7 @@ def test_the_first_call_of_the_readme_works_and_its_card_is_there_after_a_restar
     with _dev(state) as again:
         second = _first_call(tmp_path)
 
-    assert re.fullmatch(r"tok_[a-z]{34} ends in 4242\nthe processor has CardNumber\(••••4242\)\n", first)
+    assert re.fullmatch(r"tok_[a-z]{42} ends in 4242\nthe processor has CardNumber\(••••4242\)\n", first)
     assert first == second
     assert re.findall(r"localhost:\d+", printed) == re.findall(r"localhost:\d+", again)
     assert all(f"{role} " in printed for role in ("checkout", "account", "processor"))

@@ -41,7 +41,7 @@ class FixedEntropy:
 
 def new_token() -> Token:
     """A token that names nothing."""
-    return Token.from_random(os.urandom(16))
+    return Token.drawn(os.urandom(4), os.urandom(16))
 
 
 def new_consent_id() -> ConsentId:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -108,7 +109,9 @@ def test_foreign_or_missing_letters_are_refused(text: str) -> None:
 
 
 def test_no_token_holds_a_digit_or_repeats() -> None:
-    tokens = {Token.from_random(os.urandom(16)) for _ in range(100_000)}
+    shared = os.urandom(4)
+
+    tokens = {Token.drawn(shared, os.urandom(16)) for _ in range(100_000)}
 
     assert len(tokens) == 100_000
     assert re.search("[^a-z_]", "".join(tokens)) is None
@@ -148,9 +151,24 @@ def test_beside_its_time_a_name_has_ten_random_bytes(count: int) -> None:
         EventId.drawn(NOW, bytes(count))
 
 
-@pytest.mark.parametrize("kind", [Token, OnceId], ids=lambda k: k.__name__)
-def test_a_name_that_leads_to_a_card_tells_no_time(kind: type[Token]) -> None:
-    assert not hasattr(kind, "drawn")
+def test_a_name_that_leads_to_a_card_tells_no_time() -> None:
+    assert list(inspect.signature(Token.drawn).parameters) == ["shared", "raw"]
+    assert not hasattr(OnceId, "drawn")
+
+
+def test_tokens_drawn_together_begin_alike_and_have_sixteen_bytes_each_of_their_own() -> None:
+    shared, others = os.urandom(4), [os.urandom(16) for _ in range(1000)]
+
+    tokens = [Token.drawn(shared, own) for own in others]
+
+    assert [Token.parse(token).raw() for token in tokens] == [shared + own for own in others]
+    assert {(len(token), token[:12]) for token in tokens} == {(4 + 42, "tok_" + letters.encode(shared)[:8])}
+
+
+@pytest.mark.parametrize(("shared", "own"), [(0, 16), (3, 16), (5, 16), (4, 12), (4, 15), (0, 20), (8, 12), (4, 0)])
+def test_a_token_without_sixteen_bytes_of_its_own_is_not_made(shared: int, own: int) -> None:
+    with pytest.raises(ValueError, match="16 of its own"):
+        Token.drawn(bytes(shared), bytes(own))
 
 
 @pytest.mark.parametrize(("kind", "other"), list(itertools.permutations(DRAWN, 2)), ids=lambda k: k.__name__)
@@ -161,7 +179,7 @@ def test_one_kind_of_id_is_never_taken_for_another(kind: type[Token], other: typ
         other.parse(drawn)
 
 
-@pytest.mark.parametrize("count", [0, 15, 17, 32])
+@pytest.mark.parametrize("count", [0, 15, 17, 19, 21, 32])
 def test_an_id_is_drawn_from_sixteen_bytes_and_parsed_to_sixteen(count: int) -> None:
     with pytest.raises(ValueError, match="16 random bytes"):
         Token.from_random(bytes(count))

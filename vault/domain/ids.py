@@ -12,6 +12,8 @@ from vault.domain.pan import contains_pan
 
 RANDOM_BYTES = 16
 """128 bits (OWASP ASVS 11.5.1; a UUID is not enough)."""
+SHARED_BYTES = 4
+"""What tokens that are drawn together have in common; their 128 bits come after it."""
 DATED_RANDOM_BYTES = 10
 """What is random of a name that begins with the time: enough that no two of one millisecond are ever the same."""
 
@@ -89,11 +91,13 @@ class _DrawnId(str):
 
     __slots__ = ()
     prefix: ClassVar[str]
+    sizes: ClassVar[tuple[int, ...]] = (RANDOM_BYTES,)
+    """How many bytes it may be of."""
 
     @classmethod
     def from_random(cls, raw: bytes) -> Self:
         """`raw` is 16 random bytes."""
-        if len(raw) != RANDOM_BYTES:
+        if len(raw) not in cls.sizes:
             raise ValueError(f"{cls.__name__} needs {RANDOM_BYTES} random bytes")
         return cls(cls.prefix + letters.encode(raw))
 
@@ -102,12 +106,12 @@ class _DrawnId(str):
         """Raises `NotAvailable`: a mistyped name and an unknown one get the same answer."""
         body = text.removeprefix(cls.prefix)
         raw = letters.decode(body) if body != text else None
-        if raw is None or len(raw) != RANDOM_BYTES:
+        if raw is None or len(raw) not in cls.sizes:
             raise NotAvailable("malformed_" + cls.prefix.rstrip("_"))
         return cls(text)
 
     def raw(self) -> bytes:
-        """The 16 random bytes."""
+        """The bytes that the letters stand for."""
         raw = letters.decode(self.removeprefix(self.prefix))
         assert raw is not None, "ids are checked when they are made"
         return raw
@@ -128,10 +132,22 @@ class _DatedId(_DrawnId):
 
 
 class Token(_DrawnId):
-    """One stored card of one customer of one tenant. Random: nothing about the card can be derived from it."""
+    """One stored card of one customer of one tenant. Random: nothing about the card can be derived from it.
+
+    Tokens of cards that are stored together begin alike, so that their rows and what indexes hold of them lie together:
+    among names that have nothing in common each lies on a page of its own, which is to be read, changed and written.
+    """
 
     __slots__ = ()
     prefix = "tok_"
+    sizes = (SHARED_BYTES + RANDOM_BYTES, RANDOM_BYTES)  # earlier versions drew the shorter ones
+
+    @classmethod
+    def drawn(cls, shared: bytes, raw: bytes) -> Self:
+        """`shared`: 4 random bytes for all that are drawn together. `raw`: 16 for this one alone (ASVS 11.5.1)."""
+        if len(shared) != SHARED_BYTES or len(raw) != RANDOM_BYTES:
+            raise ValueError(f"a token needs {SHARED_BYTES} bytes in common and {RANDOM_BYTES} of its own")
+        return cls.from_random(shared + raw)
 
 
 class ConsentId(_DatedId):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
@@ -12,7 +13,7 @@ from vault.domain.card import CardDetails, Expiry, HolderName, SecurityCode, Sto
 from vault.domain.consent import CardUse, Consent, ConsentEntry
 from vault.domain.errors import CardVaultError, InvalidField
 from vault.domain.grant import GrantText, Money, OneTimeToken, parse_lifetime
-from vault.domain.ids import RANDOM_BYTES, CustomerId, IdempotencyKey, OrderId, ProcessorName, Token
+from vault.domain.ids import ConsentId, CustomerId, EventId, IdempotencyKey, OrderId, ProcessorName, Token
 from vault.domain.pan import Pan
 from vault.ports import PageCursor
 from vault.rpc.door import Call
@@ -35,6 +36,8 @@ MAX_PAGE_SIZE = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECONDS_OF_A_DAY = 86400
+
+_Name = TypeVar("_Name", Token, ConsentId, EventId)
 
 _brand, _state, _use = cards_pb2.Brand.ValueType, cards_pb2.CardState.ValueType, cards_pb2.CardUse.ValueType
 
@@ -314,24 +317,23 @@ def _encode_cursor(cursor: PageCursor) -> str:
 
 
 def _decode_cursor(text: str) -> PageCursor:
-    moment, raw = unpack_place(letters.decode(text))
-    return PageCursor(moment, Token.from_random(raw))
+    return PageCursor(*unpack_place(letters.decode(text), Token))
 
 
 def pack_place(moment: datetime, raw: bytes) -> bytes:
-    """A place in a list that is ordered by time and then by a drawn name (24 bytes)."""
+    """A place in a list that is ordered by time and then by a drawn name."""
     return ((moment - _EPOCH) // _MICROSECOND).to_bytes(8, "big") + raw
 
 
-def unpack_place(packed: bytes | None) -> tuple[datetime, bytes]:
-    """What `pack_place` made. Raises `InvalidField`."""
-    if packed is None or len(packed) != 8 + RANDOM_BYTES:
+def unpack_place(packed: bytes | None, kind: type[_Name]) -> tuple[datetime, _Name]:
+    """What `pack_place` made of a name of this kind. Raises `InvalidField`."""
+    if packed is None or len(packed) - 8 not in kind.sizes:
         raise InvalidField("page_token", "is not one of ours")
     try:
         moment = _EPOCH + timedelta(microseconds=int.from_bytes(packed[:8], "big"))
     except OverflowError:
         raise InvalidField("page_token", "is not one of ours") from None
-    return moment, packed[8:]
+    return moment, kind.from_random(packed[8:])
 
 
 def decode_get_card(request: account_pb2.GetCardRequest, call: Call) -> CardCommand:

@@ -62,12 +62,11 @@ def _encode_cursor(cursor: ExportCursor) -> str:
 
 def _decode_cursor(text: str) -> ExportCursor:
     packed = letters.decode(text)
-    kind = packed[0] if packed else 0
-    moment, raw = unpack_place(packed[1:] if packed else None)
+    kind, place = (packed[0], packed[1:]) if packed else (0, None)
     if kind == _CARDS:
-        return PageCursor(moment, Token.from_random(raw))
+        return PageCursor(*unpack_place(place, Token))
     if kind == _CONSENTS:
-        return ConsentCursor(moment, ConsentId.from_random(raw))
+        return ConsentCursor(*unpack_place(place, ConsentId))
     if kind == _RELEASES:
-        return ReleaseCursor(moment, EventId.from_random(raw))
+        return ReleaseCursor(*unpack_place(place, EventId))
     raise InvalidField("page_token", "is not one of ours")

@@ -63,6 +63,10 @@ class SqlOperatorReader(SqlLogReader):
         """Stored cards in order, after a card. A page shorter than `limit` is the last."""
         return read_wraps.secrets(self._link, selection, after, limit)
 
+    def secrets_by_fingerprint(self, tenant: TenantId, *, least: bytes, limit: int) -> Sequence[StoredSecret]:
+        """A shop's cards in the order of their fingerprints, from this value on."""
+        return read_wraps.secrets_by_fingerprint(self._link, tenant, least, limit)
+
     def secrets_of(self, cards: Sequence[CardKey]) -> Mapping[CardKey, StoredSecret]:
         """These stored cards, as far as they exist."""
         return read_wraps.secrets_of(self._link, cards)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Integer,
+    LargeBinary,
     Table,
     Text,
     and_,
@@ -137,6 +138,29 @@ def _secrets(*, of_tenant: bool, since: bool, until: bool, with_cursor: bool) ->
     )
 
 
+def _secrets_by_fingerprint() -> Any:
+    cut = (
+        select(card_secrets.c.tenant_id, card_secrets.c.token, card_secrets.c.fingerprint)
+        .where(
+            card_secrets.c.tenant_id == bindparam("tenant", type_=identifier()),
+            card_secrets.c.fingerprint >= bindparam("least", type_=LargeBinary()),
+        )
+        .order_by(card_secrets.c.fingerprint)
+        .limit(LIMIT)
+        .subquery("page")
+    )
+    return (
+        select(*_SHOWN, *_SECRET)
+        .select_from(cut)
+        .join(card_secrets, and_(card_secrets.c.tenant_id == cut.c.tenant_id, card_secrets.c.token == cut.c.token))
+        .join(cards, and_(cards.c.tenant_id == cut.c.tenant_id, cards.c.token == cut.c.token))
+        .order_by(cut.c.fingerprint)
+    )
+
+
+_SECRETS_BY_FINGERPRINT = _secrets_by_fingerprint()
+
+
 @cache
 def _secrets_of(engine: Engine) -> Batch:
     given = Given(engine, [cards.c.tenant_id, cards.c.token])
@@ -218,6 +242,12 @@ def secrets(link: Link, selection: Selection, after: CardKey | None, limit: int)
             break
         after = _key(rows[-1])
     return tuple(found[:limit])
+
+
+def secrets_by_fingerprint(link: Link, tenant: TenantId, least: bytes, limit: int) -> Sequence[StoredSecret]:
+    """A page of a shop's cards that have nothing in common."""
+    rows = link.rows(_SECRETS_BY_FINGERPRINT, {"tenant": tenant, "least": least, "most": limit})
+    return tuple(map(_secret, rows))
 
 
 def secrets_of(link: Link, wanted: Sequence[CardKey]) -> Mapping[CardKey, StoredSecret]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
-from vault.domain.ids import RANDOM_BYTES, TenantId, Token
+from vault.domain.ids import RANDOM_BYTES, SHARED_BYTES, TenantId, Token
 from vault.ports import Entropy, KeyName, KeyToUnwrap, ReleaseKeys
 from vault.ports_operator import CardKey, OperatorReader, Selection, StoredSecret
 from vault.usecases.operating import OperatorWorld
@@ -16,15 +16,20 @@ MOST_PLACES = 200
 CARDS_EACH = 5
 """Cards that are opened at each place."""
 
-_LAST = Token.from_random(b"\xff" * RANDOM_BYTES)
-_RANGE = 256**RANDOM_BYTES
+FINGERPRINT_BYTES = 32
+"""HMAC-SHA-256."""
+
+_LAST = Token.drawn(b"\xff" * SHARED_BYTES, b"\xff" * RANDOM_BYTES)
+_RANGE: int = 256**FINGERPRINT_BYTES
 
 
 def refuse_if_one_does_not_open(world: OperatorWorld, release: ReleaseKeys) -> None:
     """Open up to 1000 cards, 100 where there are few tenants; raise `PreconditionFailed` if one does not.
 
-    Tokens are random, so equal parts of their range hold about as many cards each: one place is drawn in every part.
-    Finding the tenants costs one short query each. Raises `KeyRingUnavailable`, `StoreUnavailable`.
+    Fingerprints are as good as random, so equal parts of their range hold about as many cards each, and neighbours have
+    nothing in common: one place is drawn in every part. Finding the tenants costs one short query each.
+
+    Raises `KeyRingUnavailable`, `StoreUnavailable`.
     """
     sample = _sample(world)
     bindings = [binding_of(secret.wrap, environment=world.environment) for secret in sample]
@@ -51,10 +56,10 @@ def _sample(world: OperatorWorld) -> list[StoredSecret]:
         parts = max(1, -(-PLACES // max(1, len(tenants))))
         for tenant in tenants:
             for part in range(parts):
-                after = CardKey(tenant, _token_in(part, parts, world.entropy))
-                page = tx.secrets(Selection(tenant=tenant), after=after, limit=CARDS_EACH)
+                place = _place_in(part, parts, world.entropy)
+                page = tx.secrets_by_fingerprint(tenant, least=place, limit=CARDS_EACH)
                 # Beyond the tenant's last card there is its first one.
-                page = page or tx.secrets(Selection(tenant=tenant), after=None, limit=CARDS_EACH)
+                page = page or tx.secrets_by_fingerprint(tenant, least=b"", limit=CARDS_EACH)
                 found |= {secret.wrap.card: secret for secret in page}
     return list(found.values())
 
@@ -76,8 +81,8 @@ def _some(tenants: list[TenantId], entropy: Entropy) -> list[TenantId]:
     return sorted(tenants, key=lambda tenant: drawn[tenant])[:MOST_PLACES]
 
 
-def _token_in(part: int, parts: int, entropy: Entropy) -> Token:
-    """A random position in one of so many equal parts of all tokens."""
+def _place_in(part: int, parts: int, entropy: Entropy) -> bytes:
+    """A random position in one of so many equal parts of all fingerprints."""
     begin, end = part * _RANGE // parts, (part + 1) * _RANGE // parts
-    offset = int.from_bytes(entropy.bytes(RANDOM_BYTES)) % (end - begin)
-    return Token.from_random((begin + offset).to_bytes(RANDOM_BYTES))
+    offset = int.from_bytes(entropy.bytes(FINGERPRINT_BYTES)) % (end - begin)
+    return (begin + offset).to_bytes(FINGERPRINT_BYTES)

@@ -21,6 +21,7 @@ from vault.domain.grant import ONE_TIME_LIFETIME, OneTimeToken, SealedKey
 from vault.domain.ids import (
     DATED_RANDOM_BYTES,
     RANDOM_BYTES,
+    SHARED_BYTES,
     ConsentId,
     CustomerId,
     IdempotencyKey,
@@ -124,8 +125,9 @@ class Tokenize:
 
     def _round(self, attempts: Sequence[_Attempt]) -> None:
         now = self._world.clock.now()
+        shared = self._world.entropy.bytes(SHARED_BYTES)
         for attempt, record_version in zip(attempts, _record_versions(attempts), strict=True):
-            self._draw(attempt, record_version, now)
+            self._draw(attempt, record_version, now, shared)
         self._seal(attempts, now)
         journal = Journal(self._world, EVENT)
         # Before the transaction: where there is one writer, others wait for what is done in it.
@@ -139,13 +141,14 @@ class Tokenize:
 
     # --- before the transaction -------------------------------------------------------------------------------------
 
-    def _draw(self, attempt: _Attempt, record_version: int, now: datetime) -> None:
+    def _draw(self, attempt: _Attempt, record_version: int, now: datetime, shared: bytes) -> None:
         """Draw ids and data keys for one attempt in this round."""
         world, command = self._world, attempt.command
         attempt.storing = attempt.once = None
         if command.consent is not None:
             assert command.customer is not None, "consent is given by a customer"
-            token = attempt.known.token if attempt.known else Token.from_random(world.entropy.bytes(RANDOM_BYTES))
+            known = attempt.known
+            token = known.token if known else Token.drawn(shared, world.entropy.bytes(RANDOM_BYTES))
             entry = ConsentEntry(
                 tenant=attempt.tenant,
                 consent_id=ConsentId.drawn(now, world.entropy.bytes(DATED_RANDOM_BYTES)),

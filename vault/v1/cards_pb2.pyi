@@ -318,7 +318,7 @@ class Card(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     CONSENT_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Names the stored card: `tok_` and 34 letters. Empty where the card was not stored."""
+    """Names the stored card: `tok_` and 42 letters, or 34. Empty where the card was not stored."""
     brand: Global___Brand.ValueType
     """Scheme."""
     last4: _builtins.str

@@ -227,6 +227,22 @@ def test_a_selection_of_one_tenant_meets_no_card_of_another(store: SqlStore, lim
     assert (count, unknown) == (7, 0)
 
 
+@pytest.mark.parametrize("limit", [3, 100])
+def test_a_look_by_fingerprint_meets_the_cards_of_one_tenant_from_there_on(store: SqlStore, limit: int) -> None:
+    mine = sorted((card(tenant=OTHER_TENANT) for _ in range(9)), key=lambda each: each.fingerprint.value)
+    stored(store, *mine, *(card() for _ in range(9)))
+    gone, place = mine[5], mine[3].fingerprint.value
+    erase(store, gone)
+
+    with store.reading() as tx:
+        found = tx.secrets_by_fingerprint(OTHER_TENANT, least=place, limit=limit)
+        beyond = tx.secrets_by_fingerprint(OTHER_TENANT, least=mine[-1].fingerprint.value + b"\0", limit=limit)
+        nobodys = tx.secrets_by_fingerprint(TenantId("nobody"), least=b"", limit=limit)
+
+    assert list(found) == [secret_of(each) for each in mine[3:] if each is not gone][:limit]
+    assert (beyond, nobodys) == ((), ())
+
+
 @pytest.mark.parametrize(
     ("since", "until", "met"),
     [

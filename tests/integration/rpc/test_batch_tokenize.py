@@ -80,6 +80,18 @@ def test_every_card_is_stored_and_opens_to_its_own_number(shop: Shop) -> None:
         assert pay(shop, customer, result.card.token) == card.pan
 
 
+def test_tokens_of_one_call_begin_alike_and_of_another_call_otherwise(shop: Shop) -> None:
+    calls = [
+        [result.card.token for result in batch(shop, *(item(fresh_typed_card(), new_customer()) for _ in range(20)))]
+        for _ in range(3)
+    ]
+
+    beginnings = [{token.removeprefix("tok_")[:8] for token in tokens} for tokens in calls]
+    assert [len(each) for each in beginnings] == [1, 1, 1]
+    assert len(set.union(*beginnings)) == 3
+    assert len({token[12:20] for tokens in calls for token in tokens}) == 60
+
+
 def test_each_card_is_kept_under_its_own_consent(shop: Shop) -> None:
     uses = cards_pb2.CardUse.values()[1:]
     agreed = [consent(use, terms_version=f"v{use}") for use in uses]
