@@ -57,6 +57,21 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
+def from_iso(text: str) -> datetime:
+    """How PostgreSQL writes a time into JSON. Raises `ValueError` for one that no Python has, such as infinity."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def from_json(document: str | bytes) -> Any:
+    """What a database made. Text that is no UTF-8 comes with a surrogate for each of its odd bytes."""
+    try:
+        return orjson.loads(document)
+    except ValueError:
+        # Somebody wrote it past us: the rows beside it are as good as ever.
+        text = document if isinstance(document, str) else document.decode("utf-8", "surrogateescape")
+        return json.loads(text)
+
+
 def to_canonical_json(facts: Mapping[str, str | int]) -> str:
     """One text for one mapping: sorted keys, no spaces, ASCII."""
     try:
@@ -146,10 +161,11 @@ def unindexed(engine: Engine, column: Column[Any]) -> ColumnElement[Any]:
     """A column that no index is chosen by, where its name alone might lead to reading all that is open.
 
     SQLite cannot know how few rows it is given. PostgreSQL thinks that nothing is open where nothing was when it last
-    counted; there it is texts that are hidden.
+    counted, and of few rows that it may as well look at all; there it is texts and times that are hidden.
     """
+    name = f"{column.table.name}.{column.name}"
     if engine is Engine.SQLITE:
-        return literal_column(f"+{column.table.name}.{column.name}", column.type)
-    if isinstance(column.type, Text):
-        return literal_column(f"({column.table.name}.{column.name} || '')", column.type)
-    return column
+        return literal_column(f"+{name}", column.type)
+    return literal_column(
+        f"({name} + interval '0')" if isinstance(column.type, UtcTime) else f"({name} || '')", column.type
+    )

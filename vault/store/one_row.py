@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from sqlalchemy import Boolean, ColumnElement, LargeBinary, case, cast, func, literal_column, null, select
 from sqlalchemy.types import TypeEngine
 
-from vault.store.columns import CanonicalJson, UtcTime, from_canonical_json, from_micros
+from vault.store.columns import CanonicalJson, UtcTime, from_canonical_json, from_json, from_micros
 
 _READERS: tuple[tuple[type[TypeEngine[Any]], Callable[[Any], Any]], ...] = (
     (UtcTime, from_micros),
@@ -42,7 +41,7 @@ class OneRow:
 
         Text that is no UTF-8 comes with a surrogate for each of its odd bytes.
         """
-        rows = json.loads(document.decode("utf-8", "surrogateescape"))
+        rows = from_json(document)
         for row in rows:
             for place, read in self._readers:
                 if row[place] is not None:

@@ -1,26 +1,38 @@
 """Pages of cards, of many customers in one statement: what the account page shows.
 
-SQLite hands over one row at a time, and at each of them this thread lets others go before it; so its answer is a single
-row that holds all pages, as JSON.
+The answer is a single row that holds all pages, as JSON. SQLite hands over one row at a time, and at each of them this
+thread would let others go before it; and a value costs less to read from one document than by itself.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from itertools import repeat
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, ColumnElement, Integer, and_, bindparam, func, select, true, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+    tuple_,
+)
 
 from vault.domain.brand import Brand
 from vault.domain.card import CardState, Expiry, StoredCard
 from vault.domain.consent import Consent, ConsentChannel, ConsentEntry
 from vault.domain.ids import ConsentId, CustomerId, TenantId, Token
 from vault.ports import CardsOf
-from vault.store.columns import Engine, from_micros
+from vault.store.columns import Engine, from_iso, from_json, from_micros, unindexed
 from vault.store.given import Given
 from vault.store.link import Batch, Link
 from vault.store.one_row import as_json
@@ -29,6 +41,7 @@ from vault.store.tables import cards, consents
 
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST = bindparam("most", type_=Integer())
+_NO_CARDS: ColumnElement[Any] = literal_column("'[]'::json")
 
 # Whose they are is asked, not answered.
 _COLUMNS = CARD_COLUMNS[2:]
@@ -38,15 +51,18 @@ _CREATED_AT, _TERMS_SHA256, _AGREED_UNTIL, _AGREED_AT = (
 )
 
 
-def _page(given: Given) -> Any:
+def is_consent_of_card(engine: Engine) -> ColumnElement[bool]:
+    """Whether this consent is the one under which the card is kept."""
+    # Where a tenant has few PostgreSQL would read them all for each card, did it know that the tenant is the same.
+    tenant = unindexed(engine, cards.c.tenant_id) if engine is Engine.POSTGRESQL else cards.c.tenant_id
+    return and_(consents.c.tenant_id == tenant, consents.c.consent_id == cards.c.consent_id)
+
+
+def _page(engine: Engine, given: Given) -> Any:
     """One customer's cards after a place, oldest first."""
     return (
         select(*_COLUMNS)
-        .select_from(
-            cards.join(
-                consents, and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id)
-            )
-        )
+        .select_from(cards.join(consents, is_consent_of_card(engine)))
         .where(
             cards.c.tenant_id == given.c.tenant_id,
             cards.c.customer_id == given.c.customer_id,
@@ -75,15 +91,18 @@ def _statement(engine: Engine) -> Batch:
     number = Column("number", BigInteger())
     given = Given(engine, [number, cards.c.tenant_id, cards.c.customer_id, cards.c.created_at, cards.c.token])
     first = default_token(engine, given.c.tenant_id, given.c.customer_id).correlate(given.rows)
+    page = _page(engine, given).subquery("page")
+    document: ColumnElement[Any]
     if engine is Engine.POSTGRESQL:
-        page, default = _page(given).lateral("page"), first.lateral("first")
-        found = given.rows.join(page, true()).join(default, true())
-        return Batch(select(given.c.number, default.c.token.label("default_token"), *page.c).select_from(found), given)
-    page = _page(given).subquery("page")
-    listed = select(func.json_group_array(func.json_array(*map(as_json, page.c)))).scalar_subquery()
-    # json(): else it might be taken for a text that is to be quoted.
-    every = func.json_array(given.c.number, first.scalar_subquery(), func.json(listed))
-    return Batch(select(func.json_group_array(every).label("pages")).select_from(given.rows), given)
+        listed = select(func.json_agg(func.json_build_array(*page.c))).scalar_subquery()
+        every = func.json_build_array(given.c.number, first.scalar_subquery(), func.coalesce(listed, _NO_CARDS))
+        # As text: of JSON the driver would make values, more slowly.
+        document = cast(func.json_agg(every), Text())
+    else:
+        listed = select(func.json_group_array(func.json_array(*map(as_json, page.c)))).scalar_subquery()
+        # json(): else it might be taken for a text that is to be quoted.
+        document = func.json_group_array(func.json_array(given.c.number, first.scalar_subquery(), func.json(listed)))
+    return Batch(select(document.label("pages")).select_from(given.rows), given)
 
 
 def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard]]:
@@ -101,12 +120,9 @@ def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard
     ]
     found = link.batch_rows(_statement(link.engine), rows, most=max(each.limit for each in wanted))
     cards_of: list[list[StoredCard]] = [[] for _ in wanted]
-    if link.engine is Engine.POSTGRESQL:
-        for row in found:
-            cards_of[row.number].append(_card(wanted[row.number], row.default_token, row[2:]))
-    else:
-        for number, default, page in json.loads(found[0].pages):
-            cards_of[number] += map(_card_from_json, repeat(wanted[number]), repeat(default), page)
+    to_card = _card_from_postgresql if link.engine is Engine.POSTGRESQL else _card_from_sqlite
+    for number, default, page in from_json(found[0].pages):
+        cards_of[number] += map(to_card, repeat(wanted[number]), repeat(default), page)
     return [tuple(sorted(page, key=_place)[: each.limit]) for each, page in zip(wanted, cards_of, strict=True)]
 
 
@@ -128,7 +144,7 @@ def defaults(
     if not customers:
         return {}
     found = link.batch_rows(_defaults(link.engine), [(n, *each) for n, each in enumerate(customers)])
-    pairs: Any = found if link.engine is Engine.POSTGRESQL else json.loads(found[0].tokens)
+    pairs: Any = found if link.engine is Engine.POSTGRESQL else from_json(found[0].tokens)
     return {customers[number]: Token(token) for number, token in pairs if token is not None}
 
 
@@ -136,7 +152,16 @@ def _place(card: StoredCard) -> tuple[datetime, str]:
     return card.created_at, card.token
 
 
-def _card_from_json(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
+def _card_from_postgresql(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
+    values[_CREATED_AT] = from_iso(values[_CREATED_AT])
+    values[_AGREED_AT] = from_iso(values[_AGREED_AT])
+    values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256].removeprefix("\\x"))
+    if values[_AGREED_UNTIL] is not None:
+        values[_AGREED_UNTIL] = from_iso(values[_AGREED_UNTIL])
+    return _card(of, default, values)
+
+
+def _card_from_sqlite(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
     values[_CREATED_AT] = from_micros(values[_CREATED_AT])
     values[_AGREED_AT] = from_micros(values[_AGREED_AT])
     values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256])

@@ -39,8 +39,6 @@ from vault.store.rows import (
 )
 from vault.store.tables import card_secrets, cards, consents, grants, idempotency, once_keys, settings
 
-_CONSENT_OF_CARD = and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id)
-
 
 def not_withdrawn() -> ColumnElement[bool]:
     """That the ledger has no withdrawal of the card's consent. Such a card is gone wherever it may come from."""
@@ -62,7 +60,7 @@ def _cards(engine: Engine) -> Batch:
     first = read_cards.default_token(engine, cards.c.tenant_id, cards.c.customer_id).scalar_subquery()
     statement = (
         select(*CARD_COLUMNS, (cards.c.token == first).label("is_default"))
-        .select_from(cards.join(consents, _CONSENT_OF_CARD))
+        .select_from(cards.join(consents, read_cards.is_consent_of_card(engine)))
         .join(
             given.rows,
             and_(
@@ -116,7 +114,7 @@ def _grants(engine: Engine, *, with_target: bool) -> Batch:
             card_secrets,
             and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token),
         )
-        .outerjoin(consents, and_(_CONSENT_OF_CARD, not_withdrawn()))
+        .outerjoin(consents, and_(read_cards.is_consent_of_card(engine), not_withdrawn()))
         .outerjoin(
             once_keys, and_(once_keys.c.tenant_id == grants.c.tenant_id, once_keys.c.once_id == grants.c.once_id)
         )

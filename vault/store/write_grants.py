@@ -37,6 +37,7 @@ from vault.store.columns import Engine, UtcTime, found_once, unindexed
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Inserting, Link, telling
 from vault.store.oldest import refuse_retired
+from vault.store.read_cards import is_consent_of_card
 from vault.store.reader import not_withdrawn
 from vault.store.rows import OPEN, SPENT
 from vault.store.tables import card_secrets, cards, consents, grants, once_keys
@@ -126,10 +127,7 @@ def _claim(engine: Engine) -> Batch:
             cards.join(
                 card_secrets,
                 and_(card_secrets.c.tenant_id == cards.c.tenant_id, card_secrets.c.token == cards.c.token),
-            ).join(
-                consents,
-                and_(consents.c.tenant_id == cards.c.tenant_id, consents.c.consent_id == cards.c.consent_id),
-            )
+            ).join(consents, is_consent_of_card(engine))
         )
         .where(
             cards.c.tenant_id == grants.c.tenant_id,

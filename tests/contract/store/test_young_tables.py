@@ -32,7 +32,7 @@ from vault.ports import CardsOf, GrantKey, IdempotencyRecord, NewCard, OnceKey, 
 from vault.store import SqlStore, postgresql
 from vault.store.engine import Limits
 
-MANY = 4_000
+MANY, SOME = 4_000, 500
 """Rows of others in each table."""
 FEW = 100
 """More than any request here should look at."""
@@ -123,9 +123,9 @@ def add(store: SqlStore, shop: Shop) -> None:
         tx.insert_grants(shop.grants)
 
 
-def add_others(store: SqlStore) -> None:
+def add_others(store: SqlStore, count: int = MANY) -> None:
     """Those of many others of the same tenant."""
-    for _ in range(MANY // AT_ONCE):
+    for _ in range(count // AT_ONCE):
         cards = [card(customer=CustomerId(f"c-{os.urandom(8).hex()}")) for _ in range(AT_ONCE)]
         with writing(store) as tx:
             tx.insert_new_cards(cards)
@@ -171,11 +171,16 @@ def test_no_request_reads_all_that_is_open_where_nothing_was_when_rows_were_coun
     assert greedy(store, shop) == {}
 
 
-@pytest.mark.usefixtures("operator")
-def test_no_request_reads_all_of_a_tenant_where_rows_were_never_counted(one_connection: SqlStore) -> None:
+@pytest.mark.parametrize("count", [SOME, MANY])
+@pytest.mark.parametrize("counted", [False, True], ids=["not counted", "counted"])
+def test_no_request_reads_all_of_a_tenant(
+    one_connection: SqlStore, operator: psycopg.Connection[Any], count: int, counted: bool
+) -> None:
     store, shop = one_connection, Shop()
-    add_others(store)
+    add_others(store, count)
     add(store, shop)
+    if counted:
+        operator.execute("ANALYZE")
     time.sleep(postgresql.PLANS_LAST)
 
     assert greedy(store, shop) == {}
