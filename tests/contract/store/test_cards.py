@@ -15,6 +15,7 @@ from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import CustomerId, Token
 from vault.ports import CardRef, CardsOf, Fingerprint, KnownCard, PageCursor, SealedCard
 from vault.store import SqlStore
+from vault.store.columns import Engine
 from vault.system import SystemClock, SystemEntropy
 from vault.usecases.accounts import CardCommand, CardPage, GetCard, ListCards, ListCardsQuery
 from vault.usecases.batch import World
@@ -381,6 +382,24 @@ def test_a_row_that_cannot_be_read_is_its_own_customer_s_trouble_alone(store: Sq
     assert [each.token for each in pages[1].cards] == [ours.token]
     assert isinstance(found[0], ValueError)
     assert isinstance(found[1], StoredCard)
+
+
+def test_a_card_of_a_time_that_no_calendar_has_leaves_other_customers_their_pages(store: SqlStore) -> None:
+    other = CustomerId("customer-2")
+    ours, unreadable = card(), card(customer=other)
+    stored(store, ours, unreadable)
+    never = "9223372036854775807" if store.kind is Engine.SQLITE else "'infinity'"
+    execute(store._url, f"UPDATE cards SET created_at = {never} WHERE customer_id = '{other}'")
+    world = World(environment="test", store=store, clock=SystemClock(), entropy=SystemEntropy())
+    us = caller(checkout_identity(TENANT))
+
+    theirs, mine = ListCards(world=world)(
+        [ListCardsQuery(caller=us, customer=each, after=None, limit=10) for each in (other, CUSTOMER)]
+    )
+
+    assert isinstance(theirs, ValueError | OverflowError)
+    assert isinstance(mine, CardPage)
+    assert [each.token for each in mine.cards] == [ours.token]
 
 
 @pytest.mark.parametrize("odd", ["x'1722'", "x'ff00'", "x'00'"])
