@@ -143,8 +143,8 @@ def defaults(
     """The default card of each who has cards."""
     if not customers:
         return {}
-    found = link.batch_rows(_defaults(link.engine), [(n, *each) for n, each in enumerate(customers)])
-    pairs: Any = found if link.engine is Engine.POSTGRESQL else from_json(found[0].tokens)
+    found = link.batch_plain(_defaults(link.engine), [(n, *each) for n, each in enumerate(customers)])
+    pairs: Any = found if link.engine is Engine.POSTGRESQL else from_json(found[0][0])
     return {customers[number]: Token(token) for number, token in pairs if token is not None}
 
 
