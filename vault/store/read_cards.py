@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Integer,
+    LargeBinary,
     Text,
     and_,
     bindparam,
@@ -86,6 +87,11 @@ def default_token(engine: Engine, tenant: ColumnElement[Any], customer: ColumnEl
     )
 
 
+def _plain(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Bytes in hexadecimal, however PostgreSQL is set to write them (`bytea_output`)."""
+    return func.encode(column, literal_column("'hex'")) if isinstance(column.type, LargeBinary) else column
+
+
 @cache
 def _statement(engine: Engine) -> Batch:
     number = Column("number", BigInteger())
@@ -94,7 +100,7 @@ def _statement(engine: Engine) -> Batch:
     page = _page(engine, given).subquery("page")
     document: ColumnElement[Any]
     if engine is Engine.POSTGRESQL:
-        listed = select(func.json_agg(func.json_build_array(*page.c))).scalar_subquery()
+        listed = select(func.json_agg(func.json_build_array(*map(_plain, page.c)))).scalar_subquery()
         every = func.json_build_array(given.c.number, first.scalar_subquery(), func.coalesce(listed, _NO_CARDS))
         # As text: of JSON the driver would make values, more slowly.
         document = cast(func.json_agg(every), Text())
@@ -155,7 +161,7 @@ def _place(card: StoredCard) -> tuple[datetime, str]:
 def _card_from_postgresql(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
     values[_CREATED_AT] = from_iso(values[_CREATED_AT])
     values[_AGREED_AT] = from_iso(values[_AGREED_AT])
-    values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256].removeprefix("\\x"))
+    values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256])
     if values[_AGREED_UNTIL] is not None:
         values[_AGREED_UNTIL] = from_iso(values[_AGREED_UNTIL])
     return _card(of, default, values)

@@ -15,7 +15,7 @@ from vault.domain.card import Expiry, StoredCard
 from vault.domain.errors import CardVaultError, NotAvailable, StoreUnavailable
 from vault.domain.ids import CustomerId, EventId, IdempotencyKey, TenantId, Token
 from vault.ports import CardRef, CardsOf, Erased, PageCursor, Writer
-from vault.usecases.batch import Attempt, Journal, RollBack, World, run_rounds
+from vault.usecases.batch import STATEMENT_REFUSED, Attempt, Journal, RollBack, World, run_rounds
 from vault.usecases.idempotency import Request, Settled, digest, settle
 
 Q = TypeVar("Q")
@@ -108,9 +108,10 @@ def _each_its_own(read: Callable[[Sequence[Q]], Sequence[R]], queries: Sequence[
     """All at once. Where a row cannot be read, as one of a newer release, that is its own customer's trouble alone."""
     try:
         return read(queries)
-    except CardVaultError:
-        raise
-    except Exception as trouble:  # noqa: BLE001 - handed to its caller, whose guard maps it
+    except Exception as trouble:
+        # A time that Python has not is refused by PostgreSQL's driver, for all rows that came with it.
+        if isinstance(trouble, CardVaultError) and trouble.reason != STATEMENT_REFUSED:
+            raise
         if len(queries) == 1:
             return [trouble]
     return [found for query in queries for found in _each_its_own(read, [query])]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -54,6 +56,24 @@ def test_microseconds_survive(store: SqlStore) -> None:
         found = tx.cards([ref(new)])[ref(new)]
 
     assert found.created_at == new.stored_at
+    assert found.created_at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("setting", ["bytea_output=escape", "timezone=Africa/Monrovia", "timezone=Asia/Kolkata"])
+def test_a_page_is_the_same_however_postgresql_is_set_to_write_bytes_and_times(
+    postgresql_url: str, setting: str
+) -> None:
+    new = card(
+        agreed=replace(consent(agreed_until=NOW), terms_sha256=os.urandom(32)),
+        stored_at=datetime(1971, 5, 5, 1, 1, 1, 7, tzinfo=UTC),
+    )
+
+    with closing(SqlStore(f"{postgresql_url}&options=-c%20{setting}")) as store:
+        stored(store, new)
+        with store.reading() as tx:
+            [found] = tx.list_cards([CardsOf(TENANT, CUSTOMER, None, 10)])[0]
+
+    assert (found.token, found.created_at, found.consent) == (new.token, new.stored_at, new.consent)
     assert found.created_at.utcoffset() == timedelta(0)
 
 
@@ -400,6 +420,14 @@ def test_a_card_of_a_time_that_no_calendar_has_leaves_other_customers_their_page
     assert isinstance(theirs, ValueError | OverflowError)
     assert isinstance(mine, CardPage)
     assert [each.token for each in mine.cards] == [ours.token]
+
+    theirs, found = GetCard(world=world)(
+        [CardCommand(caller=us, customer=each.customer, token=each.token) for each in (unreadable, ours)]
+    )
+
+    assert isinstance(theirs, Exception) or store.kind is Engine.SQLITE
+    assert isinstance(found, StoredCard)
+    assert found.token == ours.token
 
 
 @pytest.mark.parametrize("odd", ["x'1722'", "x'ff00'", "x'00'"])
