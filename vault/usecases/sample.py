@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
-from vault.domain.ids import RANDOM_BYTES, SHARED_BYTES, TenantId, Token
+from vault.domain.ids import RANDOM_BYTES, TenantId, Token
 from vault.ports import Entropy, KeyName, KeyToUnwrap, ReleaseKeys
 from vault.ports_operator import CardKey, OperatorReader, Selection, StoredSecret
 from vault.usecases.operating import OperatorWorld
@@ -19,7 +19,6 @@ CARDS_EACH = 5
 FINGERPRINT_BYTES = 32
 """HMAC-SHA-256."""
 
-_LAST = Token.drawn(b"\xff" * SHARED_BYTES, b"\xff" * RANDOM_BYTES)
 _RANGE: int = 256**FINGERPRINT_BYTES
 
 
@@ -70,7 +69,8 @@ def _tenants(tx: OperatorReader) -> list[TenantId]:
     after: CardKey | None = None
     while page := tx.secrets(Selection(), after=after, limit=1):
         tenants.append(page[0].wrap.card.tenant)
-        after = CardKey(tenants[-1], _LAST)
+        # Behind whatever is called a token there, and before every other shop.
+        after = CardKey(TenantId(tenants[-1] + "\x01"), Token(""))
     return tenants
 
 

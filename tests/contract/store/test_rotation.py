@@ -35,6 +35,7 @@ from tests.contract.store.make import (
     writing,
 )
 from tests.contract.store.test_retention import CHANGES as RETENTION_CHANGES
+from tests.support.raw import execute
 from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT
 from vault.domain.errors import StoreUnavailable
 from vault.domain.grant import SealedKey
@@ -51,6 +52,8 @@ from vault.ports_operator import (
     WrapReplacement,
 )
 from vault.store import Limits, SqlStore
+from vault.store.operators import SqlOperatorReader
+from vault.usecases.sample import _tenants
 
 INSTANT = timedelta(microseconds=1)
 EVERYTHING = Selection()
@@ -225,6 +228,25 @@ def test_a_selection_of_one_tenant_meets_no_card_of_another(store: SqlStore, lim
     assert [each.wrap.card for each in beginning] == [key_of(mine[0])]
     assert beyond == ()
     assert (count, unknown) == (7, 0)
+
+
+def test_every_shop_is_met_once_also_where_somebody_named_a_card_beyond_all_tokens(store: SqlStore) -> None:
+    stored(store, card(), card(), *(card(tenant=OTHER_TENANT) for _ in range(2)))
+    moved = [
+        f"UPDATE {table} SET token = 'zzz' || token WHERE tenant_id = '{TENANT}'" for table in ("cards", "card_secrets")
+    ]
+    execute(store._url, "BEGIN", *moved, "COMMIT")
+    asked = 0
+
+    class Watched(SqlOperatorReader):
+        def secrets(self, selection: Selection, *, after: CardKey | None, limit: int) -> Sequence[StoredSecret]:
+            nonlocal asked
+            asked += 1
+            assert asked < 10, "it goes in a circle"
+            return super().secrets(selection, after=after, limit=limit)
+
+    with store.reading() as tx:
+        assert _tenants(Watched(tx._link)) == [TENANT, OTHER_TENANT]
 
 
 @pytest.mark.parametrize("limit", [3, 100])
