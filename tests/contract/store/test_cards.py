@@ -21,6 +21,7 @@ from vault.store.columns import Engine
 from vault.system import SystemClock, SystemEntropy
 from vault.usecases.accounts import CardCommand, CardPage, GetCard, ListCards, ListCardsQuery
 from vault.usecases.batch import World
+from vault.usecases.export import ExportCustomer, ExportPage, ExportQuery
 
 SOMEONE_ELSE = CustomerId("customer-2")
 
@@ -428,6 +429,14 @@ def test_a_card_of_a_time_that_no_calendar_has_leaves_other_customers_their_page
     assert isinstance(unread, StoreUnavailable) == (store.kind is Engine.POSTGRESQL)
     assert isinstance(found, StoredCard)
     assert found.token == ours.token
+
+    unexported, exported = ExportCustomer(world=world)(
+        [ExportQuery(caller=us, customer=each, after=None, limit=10) for each in (other, CUSTOMER)]
+    )
+
+    assert isinstance(unexported, StoreUnavailable)
+    assert isinstance(exported, ExportPage)
+    assert [each.token for each in exported.cards] == [ours.token]
 
 
 @pytest.mark.parametrize("odd", ["x'1722'", "x'ff00'", "x'00'"])
