@@ -109,7 +109,7 @@ def _each_its_own(read: Callable[[Sequence[Q]], Sequence[R]], queries: Sequence[
     try:
         return read(queries)
     except Exception as trouble:
-        # A time that Python has not is refused by PostgreSQL's driver, for all rows that came with it.
+        # A driver refuses a time that Python has not, or text that is no UTF-8, and with it all rows beside it.
         if isinstance(trouble, CardVaultError) and trouble.reason != STATEMENT_REFUSED:
             raise
         if len(queries) == 1:

@@ -439,6 +439,24 @@ def test_a_card_of_a_time_that_no_calendar_has_leaves_other_customers_their_page
     assert [each.token for each in exported.cards] == [ours.token]
 
 
+def test_text_that_is_no_utf8_leaves_other_customers_their_pages(sqlite_url: str) -> None:
+    other = CustomerId("customer-2")
+    ours = card()
+    us = caller(checkout_identity(TENANT))
+    with closing(SqlStore(sqlite_url)) as store:
+        stored(store, ours, card(customer=other))
+        execute(sqlite_url, f"UPDATE cards SET last4 = CAST(x'ff414141' AS TEXT) WHERE customer_id = '{other}'")
+        world = World(environment="test", store=store, clock=SystemClock(), entropy=SystemEntropy())
+
+        theirs, mine = ListCards(world=world)(
+            [ListCardsQuery(caller=us, customer=each, after=None, limit=10) for each in (other, CUSTOMER)]
+        )
+
+    assert isinstance(theirs, StoreUnavailable)
+    assert isinstance(mine, CardPage)
+    assert [each.token for each in mine.cards] == [ours.token]
+
+
 @pytest.mark.parametrize("odd", ["x'1722'", "x'ff00'", "x'00'"])
 def test_bytes_where_a_token_belongs_spoil_no_neighbours_answer(sqlite_url: str, odd: str) -> None:
     """SQLite would take some of them for JSON that needs no quoting, and refuse the others for every row."""
