@@ -268,6 +268,28 @@ def test_the_cards_opened_before_a_trim_are_few_and_from_everywhere(tools: Tools
     assert tools.operator.versions(CARDS).min_available == 2
 
 
+def test_fingerprints_that_somebody_wrote_hide_no_cards_from_the_look_before_a_trim(
+    tools: Tools, database_url: str
+) -> None:
+    walk = _ready_to_trim(tools, 120, shops=SHOPS[:1])
+    low = (
+        "zeroblob(28) || substr(fingerprint, 1, 4)"
+        if database_url.startswith("sqlite")
+        else ("decode(repeat('00', 28), 'hex') || substr(fingerprint, 1, 4)")
+    )
+    hidden = ", ".join(f"'{card.token}'" for card in walk[::2])
+    execute(
+        database_url,
+        f"UPDATE card_secrets SET record_version = 7, fingerprint = CAST({low} AS "
+        f"{'BLOB' if database_url.startswith('sqlite') else 'bytea'}) WHERE token IN ({hidden})",
+    )
+
+    with pytest.raises(PreconditionFailed) as refused:
+        _trim(tools)
+
+    assert refused.value.reason == "card_does_not_open"
+
+
 def test_of_many_shops_with_a_card_each_as_many_are_looked_at_as_there_are_places(tools: Tools) -> None:
     shops = [TenantId(f"shop-{number}") for number in range(MOST_PLACES + 30)]
     _ready_to_trim(tools, len(shops), shops=shops)

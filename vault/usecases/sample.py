@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from vault.domain import letters
 from vault.domain.errors import KeyRefused, KeyRingUnavailable, PreconditionFailed
-from vault.domain.ids import RANDOM_BYTES, TenantId, Token
+from vault.domain.ids import RANDOM_BYTES, SHARED_BYTES, TenantId, Token
 from vault.ports import Entropy, KeyName, KeyToUnwrap, ReleaseKeys
 from vault.ports_operator import CardKey, OperatorReader, Selection, StoredSecret
 from vault.usecases.operating import OperatorWorld
@@ -26,7 +29,8 @@ def refuse_if_one_does_not_open(world: OperatorWorld, release: ReleaseKeys) -> N
     """Open up to 1000 cards, 100 where there are few tenants; raise `PreconditionFailed` if one does not.
 
     Fingerprints are as good as random, so equal parts of their range hold about as many cards each, and neighbours have
-    nothing in common: one place is drawn in every part. Finding the tenants costs one short query each.
+    nothing in common: one place is drawn in every part, and one card more by its token. Finding the tenants
+    costs one short query each.
 
     Raises `KeyRingUnavailable`, `StoreUnavailable`.
     """
@@ -56,11 +60,26 @@ def _sample(world: OperatorWorld) -> list[StoredSecret]:
         for tenant in tenants:
             for part in range(parts):
                 place = _place_in(part, parts, world.entropy)
-                page = tx.secrets_by_fingerprint(tenant, least=place, limit=CARDS_EACH)
+                page = tx.secrets_by_fingerprint(tenant, least=place, limit=CARDS_EACH - 1)
                 # Beyond the tenant's last card there is its first one.
-                page = page or tx.secrets_by_fingerprint(tenant, least=b"", limit=CARDS_EACH)
-                found |= {secret.wrap.card: secret for secret in page}
+                page = page or tx.secrets_by_fingerprint(tenant, least=b"", limit=CARDS_EACH - 1)
+                found |= {secret.wrap.card: secret for secret in (*page, *_by_token(tx, tenant, world.entropy))}
     return list(found.values())
+
+
+def _by_token(tx: OperatorReader, tenant: TenantId, entropy: Entropy) -> Sequence[StoredSecret]:
+    """One more card: who can write fingerprints, which are bound to nothing, must not choose all that is looked at."""
+    anywhere = Token.drawn(entropy.bytes(SHARED_BYTES), entropy.bytes(RANDOM_BYTES))
+    found = _next(tx, tenant, anywhere) or _next(tx, tenant, Token(""))
+    if not found:
+        return found
+    # Not always the first of those that were stored together: somewhere among them.
+    shared = found[0].wrap.card.token[: len(Token.prefix) + 2 * SHARED_BYTES]
+    return _next(tx, tenant, Token(shared + letters.encode(entropy.bytes(RANDOM_BYTES)))) or found
+
+
+def _next(tx: OperatorReader, tenant: TenantId, token: Token) -> Sequence[StoredSecret]:
+    return tx.secrets(Selection(tenant=tenant), after=CardKey(tenant, token), limit=1)
 
 
 def _tenants(tx: OperatorReader) -> list[TenantId]:
