@@ -6,9 +6,9 @@ thread would let others go before it; and a value costs less to read from one do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import repeat
 from typing import Any
 
@@ -126,7 +126,7 @@ def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard
     ]
     found = link.batch_rows(_statement(link.engine), rows, most=max(each.limit for each in wanted))
     cards_of: list[list[StoredCard]] = [[] for _ in wanted]
-    to_card = _card_from_postgresql if link.engine is Engine.POSTGRESQL else _card_from_sqlite
+    to_card = partial(_card_from_json, from_iso if link.engine is Engine.POSTGRESQL else from_micros)
     for number, default, page in from_json(found[0].pages):
         cards_of[number] += map(to_card, repeat(wanted[number]), repeat(default), page)
     return [tuple(sorted(page, key=_place)[: each.limit]) for each, page in zip(wanted, cards_of, strict=True)]
@@ -158,21 +158,12 @@ def _place(card: StoredCard) -> tuple[datetime, str]:
     return card.created_at, card.token
 
 
-def _card_from_postgresql(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
-    values[_CREATED_AT] = from_iso(values[_CREATED_AT])
-    values[_AGREED_AT] = from_iso(values[_AGREED_AT])
+def _card_from_json(read_time: Callable[[Any], datetime], of: CardsOf, default: str, values: list[Any]) -> StoredCard:
+    values[_CREATED_AT] = read_time(values[_CREATED_AT])
+    values[_AGREED_AT] = read_time(values[_AGREED_AT])
     values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256])
     if values[_AGREED_UNTIL] is not None:
-        values[_AGREED_UNTIL] = from_iso(values[_AGREED_UNTIL])
-    return _card(of, default, values)
-
-
-def _card_from_sqlite(of: CardsOf, default: str, values: list[Any]) -> StoredCard:
-    values[_CREATED_AT] = from_micros(values[_CREATED_AT])
-    values[_AGREED_AT] = from_micros(values[_AGREED_AT])
-    values[_TERMS_SHA256] = bytes.fromhex(values[_TERMS_SHA256])
-    if values[_AGREED_UNTIL] is not None:
-        values[_AGREED_UNTIL] = from_micros(values[_AGREED_UNTIL])
+        values[_AGREED_UNTIL] = read_time(values[_AGREED_UNTIL])
     return _card(of, default, values)
 
 
