@@ -141,7 +141,8 @@ def parts_of_one_tokenize(openbao: OpenBao, url: str, count: int) -> float:
     """Milliseconds of two trips to Vault and one commit, one after the other, alone on the machine."""
     session = VaultSession(address=openbao.address, login=openbao.login(LoginName.INTAKE))
     message = os.urandom(32)
-    with closing(SqlStore(url)) as store, closing(session), closing(IntakeTransit(session)) as keys:
+    keys = IntakeTransit(session)
+    with closing(SqlStore(url)) as store, closing(session):
 
         def commit(number: int) -> None:
             with store.writing() as tx:

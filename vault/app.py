@@ -208,9 +208,8 @@ class App:
         self._retention_thread.shutdown(wait=True, cancel_futures=True)
         for executor in (self._vault_threads, self._store_threads, self._check_threads):
             executor.shutdown(wait=False, cancel_futures=True)
-        for keys in (self._intake, self._release):
-            if keys is not None:
-                keys.close()
+        if self._release is not None:
+            self._release.close()
         for session in self._logins.values():
             session.close()
         self._store.close()

@@ -105,7 +105,7 @@ class OperatorTools:
     @cached_property
     def _intake(self) -> IntakeTransit | None:
         session = self._session(self._settings.vault.intake)
-        return self._open.enter_context(closing(IntakeTransit(session))) if session is not None else None
+        return IntakeTransit(session) if session is not None else None
 
     @cached_property
     def _release(self) -> ReleaseTransit | None:

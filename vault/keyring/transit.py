@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.domain.grant import SealedKey
@@ -18,41 +17,35 @@ from vault.keyring import wire
 from vault.keyring.keyflags import inspect_keys, inspect_login
 from vault.keyring.session import VaultSession
 from vault.keyring.trips import Trips
-from vault.keyring.trouble import Trouble
+from vault.keyring.trouble import OUTAGES, Trouble
 from vault.keyring.versions import FingerprintVersions
 from vault.ports import Fingerprint, KeyName, KeyToUnwrap, KeyToWrap, Protected
 
 T = TypeVar("T")
 
-_Columns = list[list[Future[list[Fingerprint]]]]
-"""For each chunk of messages one answer per key version, newest first."""
-
-_OUTAGES = frozenset({Trouble.SEALED, Trouble.UNREACHABLE, Trouble.TIMEOUT, Trouble.CLOSED})
-"""Troubles that the next call would meet too."""
+_Answer = list[T] | KeyRefused | KeyRingUnavailable
+_Answers = Iterator[_Answer[Any]]
 
 
 class IntakeTransit:
     """`IntakeKeys` over transit."""
 
-    def __init__(self, session: VaultSession, *, threads: int = 8) -> None:
+    def __init__(self, session: VaultSession) -> None:
         self._session = session
         self._versions = FingerprintVersions(session)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vault-intake")
 
     def protect(
         self, *, cards: Sequence[KeyToWrap], once: Sequence[KeyToWrap], fingerprints: Sequence[bytes]
     ) -> Protected:
         """Wrap and fingerprint, side by side. All or nothing: raises `KeyRingUnavailable`."""
         versions = self._versions.current() if fingerprints else ()
-        trips = Trips(self._pool)
-        wrapped_cards = self._wrap(trips, KeyName.CARDS, cards)
-        wrapped_once = self._wrap(trips, KeyName.ONCE, once)
-        columns = self._fingerprint(trips, fingerprints, versions)
-        trips.run()
+        of_cards = [wire.wrap(KeyName.CARDS, chunk) for chunk in _chunks(cards)]
+        of_once = [wire.wrap(KeyName.ONCE, chunk) for chunk in _chunks(once)]
+        answers = self._ask([*of_cards, *of_once, *_of_fingerprints(fingerprints, versions)])
         return Protected(
-            cards=_joined(wrapped_cards),
-            once=_joined(wrapped_once),
-            fingerprints=self._settle(fingerprints, versions, columns) if fingerprints else (),
+            cards=_joined(answers, len(of_cards)),
+            once=_joined(answers, len(of_once)),
+            fingerprints=self._settle(fingerprints, versions, answers) if fingerprints else (),
         )
 
     def check(self) -> None:
@@ -65,27 +58,17 @@ class IntakeTransit:
         names = (KeyName.CARDS, KeyName.ONCE, KeyName.FINGERPRINT)
         return [*inspect_login(self._session), *inspect_keys(self._session, names)]
 
-    def close(self) -> None:
-        """Stop the threads; the session stays open."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _wrap(self, trips: Trips, name: KeyName, items: Sequence[KeyToWrap]) -> list[Future[list[SealedKey]]]:
-        return [trips.add(partial(wire.wrap, self._session, name, chunk)) for chunk in _chunks(items)]
-
-    def _fingerprint(self, trips: Trips, messages: Sequence[bytes], versions: tuple[int, ...]) -> _Columns:
-        # The newest is asked for by leaving the version out: the answer then tells of a rotation at once.
-        asked: tuple[int | None, ...] = (None, *versions[1:])
-        return [
-            [trips.add(partial(wire.fingerprint, self._session, chunk, version=version)) for version in asked]
-            for chunk in _chunks(messages)
-        ]
+    def _ask(self, questions: Sequence[wire.Question[Any]]) -> _Answers:
+        """All side by side; each has an answer of its own."""
+        found = self._session.write_all([(question.path, question.body) for question in questions])
+        return iter([_read(question, answer) for question, answer in zip(questions, found, strict=True)])
 
     def _settle(
-        self, messages: Sequence[bytes], versions: tuple[int, ...], columns: _Columns
+        self, messages: Sequence[bytes], versions: tuple[int, ...], answers: _Answers
     ) -> list[tuple[Fingerprint, ...]]:
         """The fingerprints of each message; asked for once more if the key's versions changed meanwhile."""
         try:
-            rows = _rows(columns)
+            rows = _rows(messages, versions, answers)
         except KeyRingUnavailable as e:
             # An old version was retired since the versions were read.
             if e.reason != Trouble.ERROR or len(versions) == 1:
@@ -94,10 +77,7 @@ class IntakeTransit:
         if _are_under(versions, rows):
             return rows
         versions = self._versions.reread(stale=versions)
-        trips = Trips(self._pool)
-        columns = self._fingerprint(trips, messages, versions)
-        trips.run()
-        rows = _rows(columns)
+        rows = _rows(messages, versions, self._ask(_of_fingerprints(messages, versions)))
         if not _are_under(versions, rows):
             raise KeyRingUnavailable(Trouble.ODD_ANSWER)
         return rows
@@ -161,7 +141,7 @@ class ReleaseTransit:
         except KeyRefused as e:
             return e
         except KeyRingUnavailable as e:
-            if e.reason in _OUTAGES:
+            if e.reason in OUTAGES:
                 outages.append(e)
             return e
 
@@ -170,12 +150,37 @@ def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + wire.BATCH_ITEMS] for start in range(0, len(items), wire.BATCH_ITEMS)]
 
 
-def _joined(answers: list[Future[list[SealedKey]]]) -> list[SealedKey]:
-    return [key for answer in answers for key in answer.result()]
+def _of_fingerprints(messages: Sequence[bytes], versions: tuple[int, ...]) -> list[wire.Question[Fingerprint]]:
+    """For each chunk of messages one question per key version, newest first."""
+    # The newest is asked for by leaving the version out: the answer then tells of a rotation at once.
+    asked: tuple[int | None, ...] = (None, *versions[1:])
+    return [wire.fingerprint(chunk, version=version) for chunk in _chunks(messages) for version in asked]
 
 
-def _rows(columns: _Columns) -> list[tuple[Fingerprint, ...]]:
-    return [row for chunk in columns for row in zip(*(column.result() for column in chunk), strict=True)]
+def _read(question: wire.Question[T], answer: dict[str, Any] | KeyRefused | KeyRingUnavailable) -> _Answer[T]:
+    if not isinstance(answer, dict):
+        return answer
+    try:
+        return question.read(answer)
+    except KeyRingUnavailable as e:
+        return e
+
+
+def _result(answers: _Answers) -> list[Any]:
+    """The next answer. Raises where it is an error."""
+    answer = next(answers)
+    if isinstance(answer, list):
+        return answer
+    raise answer
+
+
+def _joined(answers: _Answers, chunks: int) -> list[SealedKey]:
+    return [key for _ in range(chunks) for key in _result(answers)]
+
+
+def _rows(messages: Sequence[bytes], versions: tuple[int, ...], answers: _Answers) -> list[tuple[Fingerprint, ...]]:
+    columns = [[_result(answers) for _ in versions] for _ in _chunks(messages)]
+    return [row for chunk in columns for row in zip(*chunk, strict=True)]
 
 
 def _are_under(versions: tuple[int, ...], rows: list[tuple[Fingerprint, ...]]) -> bool:

@@ -33,6 +33,9 @@ class Trouble(StrEnum):
     CLOSED = "vault_session_closed"
 
 
+OUTAGES = frozenset({Trouble.SEALED, Trouble.UNREACHABLE, Trouble.TIMEOUT, Trouble.CLOSED})
+"""Troubles that the next call would meet too."""
+
 FOREIGN = (
     answers.VaultError,
     requests.exceptions.RequestException,
@@ -50,7 +53,6 @@ _NO_CONNECTION = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ProtocolError,
     urllib3.exceptions.SSLError,
-    urllib3.exceptions.ClosedPoolError,
 )
 
 # Vault says in words alone why it answers 400 to a decrypt. These speak of the ciphertext; any other text is trouble
@@ -63,9 +65,12 @@ _KEY_MISSING = ("encryption key not found", "no handler for route", "unsupported
 
 def connection_broke(error: BaseException) -> bool:
     """Whether one of `FOREIGN` says that there is no connection, or none any more; silence is something else."""
-    if isinstance(error, requests.exceptions.ConnectionError):
-        return not isinstance(error, requests.exceptions.Timeout)
-    return isinstance(error, _NO_CONNECTION)
+    match error:
+        case requests.exceptions.ConnectionError():
+            return not isinstance(error, requests.exceptions.Timeout)
+        case requests.exceptions.RequestException() | TimeoutError():
+            return False
+    return isinstance(error, (*_NO_CONNECTION, OSError))
 
 
 def translate(error: BaseException, *, logging_in: bool = False) -> KeyRingUnavailable | KeyRefused:
@@ -100,11 +105,9 @@ def _of_transport(error: BaseException) -> Trouble:
             return Trouble.UNREACHABLE
         case _ if connection_broke(error):
             return Trouble.UNREACHABLE
-        case requests.exceptions.Timeout() | urllib3.exceptions.TimeoutError():
+        case requests.exceptions.Timeout() | urllib3.exceptions.TimeoutError() | TimeoutError():
             return Trouble.TIMEOUT
         case answers.VaultError() | requests.exceptions.RequestException() | urllib3.exceptions.HTTPError():
             return Trouble.ERROR
-        case OSError():
-            return Trouble.UNREACHABLE  # as when the CA file is missing
         case _:
             return Trouble.ODD_ANSWER

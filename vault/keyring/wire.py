@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from vault.domain.errors import KeyRefused, KeyRingUnavailable
 from vault.domain.grant import SealedKey
@@ -19,28 +21,49 @@ BATCH_ITEMS = 200
 KEY_BYTES = 32
 VERSION_RETIRED = "disallowed by policy (too old)"
 
+T = TypeVar("T")
+
 _WRAPPED = re.compile(r"vault:v[1-9][0-9]{0,8}:[A-Za-z0-9+/]{40,400}={0,2}")
 _HMAC = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/]{43}=)")
 
 
-def wrap(session: VaultSession, name: KeyName, items: Sequence[KeyToWrap]) -> list[SealedKey]:
+@dataclass(frozen=True, slots=True, repr=False)
+class Question(Generic[T]):
+    """A write to the transit mount, which may be repeated, and how what it is answered is read."""
+
+    path: str
+    body: dict[str, Any]
+    read: Callable[[dict[str, Any]], list[T]]
+    """Raises `KeyRingUnavailable` for an answer that is not to be believed."""
+
+
+def wrap(name: KeyName, items: Sequence[KeyToWrap]) -> Question[SealedKey]:
     """Encrypt a batch of data keys, each under its context."""
     body = {
         "batch_input": [{"plaintext": _b64(item.data_key), "context": _b64(item.context)} for item in items],
     }
-    results = _results(session.write(f"encrypt/{name}", body, repeatable=True), count=len(items))
+    return Question(f"encrypt/{name}", body, partial(_wrapped, count=len(items)))
+
+
+def _wrapped(data: dict[str, Any], *, count: int) -> list[SealedKey]:
+    results = _results(data, count=count)
     return [SealedKey(_matching(_WRAPPED, result.get("ciphertext")).group()) for result in results]
 
 
-def fingerprint(session: VaultSession, messages: Sequence[bytes], *, version: int | None) -> list[Fingerprint]:
+def fingerprint(messages: Sequence[bytes], *, version: int | None) -> Question[Fingerprint]:
     """HMAC a batch of messages under one version of the key, the newest if None is given."""
     body: dict[str, Any] = {"batch_input": [{"input": _b64(message)} for message in messages]}
     if version is not None:
         # At the top: inside an item Vault ignores it without a word and answers under the newest version.
         body["key_version"] = version
-    answer = session.write(f"hmac/{KeyName.FINGERPRINT}/sha2-256", body, repeatable=True)
+    return Question(
+        f"hmac/{KeyName.FINGERPRINT}/sha2-256", body, partial(_fingerprints, count=len(messages), version=version)
+    )
+
+
+def _fingerprints(data: dict[str, Any], *, count: int, version: int | None) -> list[Fingerprint]:
     found: list[Fingerprint] = []
-    for result in _results(answer, count=len(messages)):
+    for result in _results(data, count=count):
         match = _matching(_HMAC, result.get("hmac"))
         found.append(Fingerprint(int(match[1]), base64.b64decode(match[2])))
     if len({fp.version for fp in found}) > 1 or (version is not None and found[0].version != version):

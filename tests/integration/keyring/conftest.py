@@ -45,12 +45,11 @@ def open_session(cleanup: ExitStack) -> OpenSession:
 
 
 @pytest.fixture
-def open_intake(cleanup: ExitStack, open_session: OpenSession) -> Callable[[OpenBao], IntakeTransit]:
+def open_intake(open_session: OpenSession) -> Callable[[OpenBao], IntakeTransit]:
     """Makes intake key rings."""
 
     def make(server: OpenBao) -> IntakeTransit:
-        session = open_session(server, server.login(LoginName.INTAKE))
-        return cleanup.enter_context(closing(IntakeTransit(session)))
+        return IntakeTransit(open_session(server, server.login(LoginName.INTAKE)))
 
     return make
 

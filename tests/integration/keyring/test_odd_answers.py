@@ -122,8 +122,8 @@ ODD = {
 def test_an_odd_answer_to_a_wrap_is_trouble_without_vaults_words(case: str, fake: FakeVault) -> None:
     fake.status, fake.body, expected = ODD[case]
 
-    with closing(fake.session()) as session, closing(IntakeTransit(session)) as intake:
-        key = KeyToWrap(os.urandom(32), os.urandom(32))
+    with closing(fake.session()) as session:
+        intake, key = IntakeTransit(session), KeyToWrap(os.urandom(32), os.urandom(32))
         with pytest.raises(KeyRingUnavailable) as caught:
             intake.protect(cards=[key], once=[], fingerprints=[])
 
@@ -169,13 +169,8 @@ def test_an_odd_fingerprint_is_trouble(make_body: Callable[[], bytes], fake: Fak
     body["data"] |= {"latest_version": 1, "min_decryption_version": 1}
     fake.body = json.dumps(body).encode()
 
-    session = fake.session()
-    with (
-        closing(session),
-        closing(IntakeTransit(session)) as intake,
-        pytest.raises(KeyRingUnavailable, match="vault_odd_answer"),
-    ):
-        intake.protect(cards=[], once=[], fingerprints=[bytes(32), bytes(32)])
+    with closing(fake.session()) as session, pytest.raises(KeyRingUnavailable, match="vault_odd_answer"):
+        IntakeTransit(session).protect(cards=[], once=[], fingerprints=[bytes(32), bytes(32)])
 
 
 def test_a_redirect_is_not_followed_with_the_token(fake: FakeVault) -> None:

@@ -51,7 +51,6 @@ def test_an_administrator_without_rights_gets_a_short_answer(openbao: OpenBao) -
 
     with pytest.raises(SetupRefused, match="vault_forbidden"):
         configure(intake.client, policies_dir=policies_dir())
-
     intake.close()
 
 
@@ -65,7 +64,8 @@ def test_another_mount_gets_policies_of_its_own(own_openbao: OpenBao, own_root: 
     elsewhere = dataclasses.replace(own_openbao.address, mount="shop/transit")
 
     session = VaultSession(address=elsewhere, login=files.login())
-    with closing(session), closing(IntakeTransit(session)) as intake:
+    with closing(session):
+        intake = IntakeTransit(session)
         intake.check()
         problems = intake.inspect_keys()
 

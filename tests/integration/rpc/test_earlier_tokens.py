@@ -53,8 +53,8 @@ def stored(shop: Shop, openbao: OpenBao, monkeypatch: pytest.MonkeyPatch) -> tup
     with (
         closing(SqlStore(shop.installation.database_url)) as store,
         closing(VaultSession(address=openbao.address, login=openbao.login(LoginName.INTAKE))) as session,
-        closing(IntakeTransit(session)) as keys,
     ):
+        keys = IntakeTransit(session)
         world = World(environment=ENVIRONMENT, store=store, clock=SystemClock(), entropy=SystemEntropy())
         answers = [
             Tokenize(world=world, keys=keys)(

@@ -243,7 +243,7 @@ def open_vault(url: str, openbao: OpenBao, *, environment: str = "test") -> Iter
             stack.enter_context(closing(VaultSession(address=openbao.address, login=openbao.login(name))))
             for name in (LoginName.INTAKE, LoginName.RELEASE)
         ]
-        intake = stack.enter_context(closing(IntakeTransit(sessions[0])))
+        intake = IntakeTransit(sessions[0])
         release = stack.enter_context(closing(ReleaseTransit(sessions[1])))
         world = World(environment=environment, store=store, clock=SystemClock(), entropy=SystemEntropy())
         yield Vault(
