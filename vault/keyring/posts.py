@@ -158,7 +158,7 @@ class Sent:
         """Give up on the answer, unless it came already."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._give_back(is_fit=True)
+            self._give_back(is_fit=False)
 
 
 class _Connection:
