@@ -16,6 +16,7 @@ from typing import Any
 import requests
 
 from tests.faults.bench import Place, Tools
+from vault.keyring.posts import Posts
 from vault.ports import KeyName
 from vault.ports_operator import Selection
 from vault.store import SqlStore
@@ -82,6 +83,7 @@ def run(place: Place, command: str, kill_at: int, count_file: Path) -> None:
     points = Points(kill_at)
     with place.open() as tools:
         _watch(requests.Session, "send", points)
+        _watch(Posts, "post", points)
         _watch(SqlStore, "_commit", points)
         COMMANDS[command](tools)
         count_file.write_text(str(points.passed), encoding="ascii")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import hvac.exceptions
 import orjson
@@ -33,6 +33,8 @@ _OK = 200
 _FIRST_ERROR = 400
 _HTTPS = 443
 _CHUNK = 1 << 16
+_SAFE = "/%!$&'()*+,;=:@~"
+"""What a path may hold as it is (RFC 3986, 3.3), and what is encoded already."""
 
 
 class Posts:
@@ -122,7 +124,7 @@ class Posts:
             raise ValueError("a token with characters that no header may have")
         content = _json(body)
         head = (
-            f"POST {self._target}{path} HTTP/1.1\r\n"
+            f"POST {quote(self._target + path, safe=_SAFE)} HTTP/1.1\r\n"
             f"Host: {self._authority}\r\n"
             "Content-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n"

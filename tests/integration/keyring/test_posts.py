@@ -56,6 +56,7 @@ class Scripted:
     connections: int = 0
     asked: list[int] = field(default_factory=list)
     """By what each connection was asked, in their order."""
+    heads: list[bytes] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def serve(self) -> None:
@@ -76,6 +77,7 @@ class Scripted:
                     stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                     continue
                 number = json.loads(content)["number"]
+                self.heads.append(head)
                 self.asked.append(number)
                 answer = self.answers(number)
                 if answer is None:
@@ -359,6 +361,15 @@ def test_a_token_cannot_add_a_line_to_the_head(token: str, scripted: Scripted) -
         posts.post("transit/x", {"number": 1}, token=token)
 
     assert scripted.connections == 0
+
+
+def test_a_path_cannot_add_a_line_to_the_head(scripted: Scripted) -> None:
+    with closing(scripted.posts()) as posts:
+        answer = posts.post("my transit\r\nX-Vault-Namespace: other/x", {"number": 1}, token="made-up")
+
+    assert answer == {"data": {"number": 1}}
+    assert scripted.heads[0].split(b"\r\n")[0] == (b"POST /v1/my%20transit%0D%0AX-Vault-Namespace:%20other/x HTTP/1.1")
+    assert b"X-Vault-Namespace" not in scripted.heads[0].partition(b"\r\n")[2]
 
 
 def test_a_large_post_goes_through_and_comes_back(openbao: OpenBao) -> None:
