@@ -1,1 +1,1 @@
-"""Vault: transit, login and renewal, set-up. hvac and requests are imported here and nowhere else."""
+"""Vault: transit, login and renewal, set-up. hvac, requests and urllib3 are imported here and nowhere else."""

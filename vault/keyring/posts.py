@@ -8,10 +8,12 @@ sent, and each of its steps lets other threads of the process go first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +23,7 @@ from urllib.parse import quote, urlsplit
 
 import hvac.exceptions
 import orjson
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import ProtocolError
 from urllib3.util import wait_for_read, wait_for_write
@@ -49,10 +51,12 @@ class Posts:
         # As RFC 9110, 7.2 has it: without what the address may say about a user.
         self._authority = parts.netloc.rpartition("@")[2]
         self._closed = threading.Event()
-        # The last one given back is the first to be taken: those that few need fall asleep, and Vault closes them.
-        self._places: queue.LifoQueue[_Connection | None] = queue.LifoQueue()
+        # The last one given back is the first to be taken: those that few need fall asleep, and Vault ends them.
+        self._idle: deque[_Connection] = deque()
+        # Not a semaphore: Ctrl-C in the middle of one would leave it locked for good.
+        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(connections):
-            self._places.put(None)
+            self._permits.put(None)
 
     def post(self, path: str, body: dict[str, Any], *, token: str) -> object:
         """What Vault answered with 200, parsed. Raises hvac's exceptions for errors, urllib3's, and `OSError`."""
@@ -68,40 +72,43 @@ class Posts:
         """
         request = self._written(path, body, token)
         try:
-            connection = self._places.get(block=wait)
+            self._permits.get(block=wait)
         except queue.Empty:
             return None
+        connection = None
         try:
-            if connection is not None and not connection.is_fit():
-                connection.close()
-                connection = None
-            if self._closed.is_set():
-                raise ConnectionError("closed")
-            if connection is None:
-                connection = self._connected()
+            connection = self._last_used() or self._connected()
             connection.send(request)
+            return Sent(connection, partial(self._give_back, connection))
         except BaseException:
             self._give_back(connection, is_fit=False)
             raise
-        return Sent(connection, partial(self._give_back, connection))
 
     def close(self) -> None:
         """Close every connection that is not in use, and each of the others once its answer came."""
         self._closed.set()
-        with_connections = []
-        try:
+        with contextlib.suppress(IndexError):
             while True:
-                with_connections.append(self._places.get(block=False))
-        except queue.Empty:
-            pass
-        for connection in with_connections:
-            self._give_back(connection, is_fit=False)
+                self._idle.pop().close()
+
+    def _last_used(self) -> _Connection | None:
+        """An idle connection on which Vault is still there."""
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if connection.is_fit():
+                    return connection
+                connection.close()
+        return None
 
     def _connected(self) -> _Connection:
+        if self._closed.is_set():
+            raise ConnectionError("closed")
         https = HTTPSConnection(
             self.host,
             self.port,
             timeout=self._address.connect_timeout.total_seconds(),
+            ssl_context=_tls(),
             cert_reqs="CERT_REQUIRED",
             ca_certs=str(self._address.ca_file),
         )
@@ -113,10 +120,15 @@ class Posts:
             raise
 
     def _give_back(self, connection: _Connection | None, *, is_fit: bool) -> None:
-        if connection is not None and (not is_fit or self._closed.is_set()):
-            connection.close()
-            connection = None
-        self._places.put(connection)
+        try:
+            if connection is not None and is_fit and not self._closed.is_set():
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+        finally:
+            self._permits.put(None)
+        if self._closed.is_set():
+            self.close()
 
     def _written(self, path: str, body: dict[str, Any], token: str) -> bytes:
         """Head and body in one piece: two writes are two records of TLS, and twice a thread lets others go first."""
@@ -126,6 +138,7 @@ class Posts:
         head = (
             f"POST {quote(self._target + path, safe=_SAFE)} HTTP/1.1\r\n"
             f"Host: {self._authority}\r\n"
+            "Accept-Encoding: identity\r\n"
             "Content-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n"
             "X-Vault-Request: true\r\n"
@@ -199,6 +212,7 @@ class _Connection:
         """Status and body of the answer, and whether another post may follow."""
         answer = _Answer()
         parser = answer.parser = HttpResponseParser(answer)
+        trouble: BaseException | None = None
         try:
             while not answer.has_come():
                 # Nothing is there yet, so soon: it would be asked for in vain, and then again.
@@ -209,10 +223,14 @@ class _Connection:
                     else:
                         answer.end()
                     self._silent_since = monotonic()
+        except HttpParserCallbackError as e:
+            trouble = e.__context__  # ours, as Ctrl-C may be: no fault of Vault's
         except (HttpParserError, HttpParserUpgrade):
-            raise ProtocolError("no answer of HTTP") from None
+            trouble = ProtocolError("no answer of HTTP")
         finally:
             answer.parser = None  # it refers to the answer, which may hold what is secret
+        if trouble is not None:
+            raise trouble
         return answer.status, b"".join(answer.parts), answer.allows_more
 
     def close(self) -> None:
@@ -277,7 +295,7 @@ class _Answer:
 
     def end(self) -> None:
         """The connection has ended. That ends an answer whose head names no end (RFC 9112, 6.3); others are cut off."""
-        if not self._has_head or self._has_end:
+        if not self._has_head or self._has_end or self.status < _FINAL:
             raise ProtocolError("closed before the answer was complete")
         self._is_complete = True
 
@@ -285,6 +303,13 @@ class _Answer:
     def _parser(self) -> HttpResponseParser:
         assert self.parser is not None, "it reads"
         return self.parser
+
+
+def _tls() -> ssl.SSLContext:
+    """Verifies certificates and names. urllib3's own would write the session's secrets where the environment says."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _json(body: dict[str, Any]) -> bytes:
@@ -298,7 +323,7 @@ def _json(body: dict[str, Any]) -> bytes:
 def _errors_in(raw: bytes) -> list[str]:
     """Vault's words for what is wrong, if it is Vault that answers."""
     try:
-        found = json.loads(raw)
+        found = orjson.loads(raw)
     except ValueError:
         return []
     errors = found.get("errors") if isinstance(found, dict) else None

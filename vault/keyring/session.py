@@ -104,7 +104,14 @@ class VaultSession:
             watched.ended(outcome, reason)
         return found
 
-    def _call(self, fn: Callable[[hvac.Client], T], *, repeatable: bool, held: _Held | None = None) -> T:
+    def _call(
+        self,
+        fn: Callable[[hvac.Client], T],
+        *,
+        repeatable: bool,
+        held: _Held | None = None,
+        since: float | None = None,
+    ) -> T:
         held = held or self._current()
         try:
             return self._attempt(held, fn, repeatable=repeatable)
@@ -112,7 +119,7 @@ class VaultSession:
             if e.reason != Trouble.FORBIDDEN:
                 raise
         # An expired token and a missing permission get the same answer: only a new token tells.
-        return self._attempt(self._log_in(instead_of=held), fn, repeatable=repeatable)
+        return self._attempt(self._log_in(instead_of=held, since=since), fn, repeatable=repeatable)
 
     def read(self, path: str) -> dict[str, Any]:
         """`data` of what is at `path` under the transit mount."""
@@ -140,7 +147,7 @@ class VaultSession:
         """
         if not writes:
             return []
-        held = self._current()
+        held, since = self._current(), self._clock()
         early = [_Early(self._posts, f"{self.mount}/{path}", body) for path, body in writes]
         watched = [self._telemetry.trip(path.partition("/")[0]) for path, _ in writes]
         outcomes: list[dict[str, Any] | KeyRefused | KeyRingUnavailable] = []
@@ -150,7 +157,7 @@ class VaultSession:
                 if not each.begin(held.client.token, wait=number == 0):
                     break
             for each, watching in zip(early, watched, strict=True):
-                outcome = self._outcome(each, watching, held, outage)
+                outcome = self._outcome(each, watching, held, since, outage)
                 if isinstance(outcome, KeyRingUnavailable) and outcome.reason in OUTAGES:
                     outage = outcome
                 outcomes.append(outcome)
@@ -160,14 +167,14 @@ class VaultSession:
         return outcomes
 
     def _outcome(
-        self, early: _Early, watched: Watched, held: _Held, outage: KeyRingUnavailable | None
+        self, early: _Early, watched: Watched, held: _Held, since: float, outage: KeyRingUnavailable | None
     ) -> dict[str, Any] | KeyRefused | KeyRingUnavailable:
-        """How one write ends. Where Vault was found gone and it was not sent yet, that is its end, too."""
+        """How one write ends. Where Vault was found gone, what was not sent yet is not, nor anything once more."""
 
         def work() -> object:
             if outage is not None and not early.is_under_way:
                 raise KeyRingUnavailable(outage.reason)
-            return self._call(early, repeatable=True, held=held)
+            return self._call(early, repeatable=outage is None, held=held, since=since)
 
         try:
             return _data_of(self._watched(watched, work))
@@ -209,15 +216,18 @@ class VaultSession:
             return self._log_in(instead_of=held)
         return held
 
-    def _log_in(self, *, instead_of: _Held | None) -> _Held:
-        """A token newer than `instead_of`. Threads that wait here share one login and its outcome."""
+    def _log_in(self, *, instead_of: _Held | None, since: float | None = None) -> _Held:
+        """A token newer than `instead_of`. Threads that wait here share one login and its outcome.
+
+        So does what was sent at one time, `since` then.
+        """
         asked_at = self._clock()
         with self._lock:
             if self._closed:
                 raise KeyRingUnavailable(Trouble.CLOSED)
             if self._held is not None and self._held is not instead_of:
                 return self._held
-            if self._failure is not None and self._failure.at > asked_at:
+            if self._failure is not None and self._failure.at > (asked_at if since is None else since):
                 raise KeyRingUnavailable(self._failure.reason)
             if instead_of is not None and asked_at < min(instead_of.since + _FRESH, instead_of.ends_at):
                 raise KeyRingUnavailable(Trouble.FORBIDDEN)

@@ -34,6 +34,9 @@ from vault.ports import KeyName, KeyToWrap
 LOOK_UP = b"lookup-self"
 
 
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+
+
 def whole(number: int) -> bytes:
     """An answer that names its question."""
     body = json.dumps({"data": {"number": number}}).encode()
@@ -53,6 +56,8 @@ class Scripted:
     afterwards: bytes = b""
     """What it sends after each answer, when nobody asked."""
     ends_after: bool = False
+    refuses_logins: bool = False
+    logins: int = 0
     connections: int = 0
     asked: list[int] = field(default_factory=list)
     """By what each connection was asked, in their order."""
@@ -73,6 +78,10 @@ class Scripted:
             while head := _head(reader):
                 content = reader.read(_length(head))
                 if LOOK_UP in head:
+                    self.logins += 1
+                    if self.refuses_logins:
+                        stream.sendall(FORBIDDEN)
+                        continue
                     body = b'{"data": {"ttl": 0, "renewable": false}}'
                     stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                     continue
@@ -188,6 +197,7 @@ CUT_OFF = {
     "within its body": whole(7)[:-1],
     "within its chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n17\r\n" + BODY + b"\r\n",
     "with two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\nContent-Length: 9\r\n\r\n" + BODY,
+    "after an interim answer": b"HTTP/1.1 100 Continue\r\n\r\n",
     "not in HTTP": b"220 mail.example ESMTP\r\n",
     "in another protocol": b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
 }
@@ -259,6 +269,65 @@ def test_a_silent_vault_is_waited_for_once_whatever_was_asked_together(scripted:
 
     assert [getattr(each, "reason", each) for each in found] == ["vault_timeout"] * 6
     assert waited < 2 * scripted.address.timeout.total_seconds()
+
+
+def test_where_repeats_are_met_with_silence_the_first_is_waited_for_alone(scripted: Scripted) -> None:
+    met: set[int] = set()
+
+    def answers(number: int) -> bytes | None:
+        if number in met:
+            return None
+        met.add(number)
+        return b""
+
+    scripted.answers = answers
+    with closing(scripted.session(connections=8)) as session:
+        began = time.monotonic()
+        found = session.write_all([("x", {"number": number}) for number in range(6)])
+        waited = time.monotonic() - began
+
+    assert [getattr(each, "reason", each) for each in found] == ["vault_timeout"] + ["vault_unreachable"] * 5
+    assert waited < 2 * scripted.address.timeout.total_seconds()
+
+
+def test_a_login_that_fails_fails_once_for_all_that_were_sent_together(scripted: Scripted) -> None:
+    with closing(scripted.session(connections=8)) as session:
+        session.write("x", {"number": 0})
+        held = session._current()
+        session._held = replace(held, since=held.since - 10)
+        scripted.refuses_logins, scripted.answers, scripted.logins = True, (lambda _: FORBIDDEN), 0
+        found = session.write_all([("x", {"number": number}) for number in range(6)])
+
+    assert [getattr(each, "reason", each) for each in found] == ["vault_forbidden"] * 6
+    assert scripted.logins == 1
+
+
+def test_ctrl_c_in_the_middle_of_an_answer_is_no_trouble_of_vaults(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_self: object, _part: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with closing(scripted.session(connections=1)) as session:
+        session.write("x", {"number": 0})
+        with monkeypatch.context() as patch:
+            patch.setattr("vault.keyring.posts._Answer.on_body", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.write_all([("x", {"number": 1})])
+        assert session.write("x", {"number": 2}) == {"number": 2}
+
+    assert scripted.asked == [0, 1, 2]
+
+
+def test_the_secrets_of_a_connection_are_written_to_no_file(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+
+    with closing(scripted.posts()) as posts:
+        assert ask(posts, 1) == 1
+
+    assert not (tmp_path / "keys").exists()
 
 
 def test_writes_share_the_way_and_each_gets_its_own_answer_in_order(scripted: Scripted) -> None:
