@@ -31,7 +31,10 @@ class Telemetry(Protocol):
         """A batch of `size` items; `origins` are what `origin` gave when its members came."""
 
     def trip(self, operation: str) -> Watched:
-        """A call to Vault: `encrypt`, `hmac`, `decrypt` and so on. Outcomes: `ok`, `refused`, `failed`."""
+        """A call to Vault: `encrypt`, `hmac`, `decrypt` and so on. Outcomes: `ok`, `refused`, `failed`.
+
+        Of these alone several may be under way in one thread.
+        """
 
     def transaction(self, kind: str) -> Watched:
         """`read` or `write`. Outcomes: `ok`, `rolled_back` for reasons of ours, `failed`."""

@@ -101,31 +101,33 @@ class Traces:
         members = [each for each in origins if isinstance(each, SpanContext)]
         if not members:
             return _Nowhere()
-        return self._work(
-            f"batch {queue}",
-            {"cardvault.batch.size": size},
-            context=_parent(members[0]),
-            links=[Link(each) for each in members[1 : _MAX_LINKS + 1]],
+        return _Work(
+            self._span(
+                f"batch {queue}",
+                {"cardvault.batch.size": size},
+                context=_parent(members[0]),
+                links=[Link(each) for each in members[1 : _MAX_LINKS + 1]],
+            )
         )
 
     def trip(self, operation: str) -> Watched:
         """A call to Vault, as far as it is made for a call that is traced."""
         if not get_current_span().is_recording():
             return NOTHING
-        return self._work(f"vault {operation}", {}, kind=SpanKind.CLIENT)
+        return _Trip(self._span(f"vault {operation}", {}, kind=SpanKind.CLIENT))
 
     def transaction(self, kind: str) -> Watched:
         """A transaction, as far as it is made for a call that is traced."""
         if not get_current_span().is_recording():
             return NOTHING
-        return self._work(f"database {kind}", {}, kind=SpanKind.CLIENT)
+        return _Work(self._span(f"database {kind}", {}, kind=SpanKind.CLIENT))
 
     def origin(self) -> object:
         """The span that is current here, if it is recorded."""
         span = get_current_span()
         return span.get_span_context() if span.is_recording() else None
 
-    def _work(
+    def _span(
         self,
         name: str,
         attributes: Mapping[str, int],
@@ -133,8 +135,8 @@ class Traces:
         kind: SpanKind = SpanKind.INTERNAL,
         context: Context | None = None,
         links: Sequence[Link] = (),
-    ) -> Watched:
-        span = self._tracer.start_span(
+    ) -> Span:
+        return self._tracer.start_span(
             name,
             context=context,
             kind=kind,
@@ -143,7 +145,6 @@ class Traces:
             record_exception=False,
             set_status_on_exception=False,
         )
-        return _Work(span)
 
 
 def parsed(traceparent: str) -> SpanContext | None:
@@ -175,23 +176,36 @@ def _parent(context: SpanContext | None) -> Context:
     return Context() if context is None else set_span_in_context(NonRecordingSpan(context), Context())
 
 
-class _Work:
-    """A span that is current until it ends."""
+class _Trip:
+    """A span in which nothing else is done: several may be under way in one thread, and end in any order."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_span",)
 
     def __init__(self, span: Span) -> None:
         self._span = span
-        self._token: Token[Context] = contexts.attach(set_span_in_context(span))
 
     def ended(self, outcome: str = OK, reason: str = "", error_id: str = "") -> None:  # noqa: ARG002 - a call's
         """It is over."""
-        contexts.detach(self._token)
         if reason:
             self._span.set_attribute("cardvault.reason", known(reason))
         if outcome == FAILED:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
+
+
+class _Work(_Trip):
+    """A span that is current until it ends."""
+
+    __slots__ = ("_token",)
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span)
+        self._token: Token[Context] = contexts.attach(set_span_in_context(span))
+
+    def ended(self, outcome: str = OK, reason: str = "", error_id: str = "") -> None:
+        """It is over."""
+        contexts.detach(self._token)
+        super().ended(outcome, reason, error_id)
 
 
 class _Call(_Work):

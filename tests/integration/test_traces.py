@@ -107,6 +107,8 @@ def test_a_call_is_traced_through_batch_vault_and_database_and_nothing_of_it_is_
     assert {"Tokenize", "batch Tokenize", "vault encrypt", "vault hmac", "database write"} <= {s.name for s in mine}
     (call_span,) = (span for span in mine if span.name == "Tokenize")
     assert call_span.parent_span_id.hex() == SPAN
+    within = {span.name: by_id[span.parent_span_id].name for span in mine if span is not call_span}
+    assert {within[name] for name in ("vault encrypt", "vault hmac", "database write")} == {"batch Tokenize"}
     for span in mine:
         at = span
         while at.span_id != call_span.span_id:
