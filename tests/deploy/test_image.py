@@ -65,8 +65,8 @@ def test_every_download_is_checked_against_its_hash_and_no_host_is_named() -> No
     assert "http" not in TEXT
     for name in ("run.txt", "build.txt"):
         lock = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+        assert "http" not in lock.replace("httptools", "")
         assert "://" not in lock
-        assert "index" not in lock
         assert len(re.findall(r"^\S+==", lock, re.MULTILINE)) == len(re.findall(r"^\S+==.*\\$", lock, re.MULTILINE))
 
 
