@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from vault.store import link
+from vault.store import link, sqlite, words
 
 LARGE = (
     "cards|card_secrets|consents|grants|once_keys|idempotency|audit_events|audit_leaves|audit_nodes|erasures"
@@ -21,6 +22,7 @@ LARGE = (
 
 _WHOLE_TABLE = re.compile(rf"SCAN ({LARGE})\b")
 _TOO_LITTLE = re.compile(rf"SEARCH ({LARGE}) USING .*\((tenant_id=\?|state=\?|tenant_id=\? AND state=\?)\)")
+_SQLITE = sqlite.driver().Connection
 _EXPLAINED = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
 
@@ -39,21 +41,28 @@ def watched() -> Iterator[dict[str, list[str]]]:
     """Each statement that our code (not a test's own SQL) runs on SQLite meanwhile, with the troubles in its plan."""
     found: dict[str, list[str]] = {}
 
-    def look(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if context.dialect.name != "sqlite" or statement in found or many:
-            return
-        if not statement.startswith(_EXPLAINED) or not _is_ours():
+    def look(driver: Any, statement: str, parameters: Any) -> None:
+        if statement in found or not statement.startswith(_EXPLAINED) or not isinstance(driver, _SQLITE):
             return
         found[statement] = []
-        asking = cursor.connection.cursor()
+        asking = driver.cursor()
         try:
             plan = [str(row[3]) for row in asking.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
         finally:
             asking.close()
         found[statement] = trouble_in(plan)
 
-    event.listen(Engine, "before_cursor_execute", look)
+    def look_at_its_own(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if not many and _is_ours():
+            look(cursor.connection, statement, parameters)
+
+    def look_first(driver: Any, text: str, values: Any = ()) -> Any:
+        look(driver, text, values)
+        return words.carry_out(driver, text, values)
+
+    event.listen(Engine, "before_cursor_execute", look_at_its_own)
     try:
-        yield found
+        with mock.patch.object(link, "carry_out", look_first):
+            yield found
     finally:
-        event.remove(Engine, "before_cursor_execute", look)
+        event.remove(Engine, "before_cursor_execute", look_at_its_own)

@@ -51,14 +51,18 @@ def reason_for(error: SQLAlchemyError) -> str:
         return LOCKED
     if not isinstance(error, DBAPIError):
         return ERROR
-    driver_error = error.orig
-    code = getattr(driver_error, "sqlite_errorcode", None)
+    return reason_from_driver(error.orig, is_gone=error.connection_invalidated)
+
+
+def reason_from_driver(error: BaseException | None, *, is_gone: bool) -> str:
+    """The code for a statement that failed with this; `is_gone`: the connection with it."""
+    code = getattr(error, "sqlite_errorcode", None)
     if isinstance(code, int):
         return _SQLITE_CODES.get(code & 0xFF, ERROR)
-    if isinstance(driver_error, _OPERATIONAL) or error.connection_invalidated:
-        return _reason_from_sqlstate(getattr(driver_error, "sqlstate", None))
-    sqlstate = getattr(driver_error, "sqlstate", None)
-    return ERROR if sqlstate is None else _reason_from_sqlstate(sqlstate)
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate is None and not isinstance(error, _OPERATIONAL) and not is_gone:
+        return ERROR
+    return _reason_from_sqlstate(sqlstate)
 
 
 def reason_for_commit(error: SQLAlchemyError) -> str:

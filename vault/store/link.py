@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, CursorResult, Dialect, Row
+from sqlalchemy import Column, Connection, Row
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
 from vault.store.columns import Engine
-from vault.store.faults import unavailable
-from vault.store.given import GIVEN, Given
+from vault.store.faults import reason_from_driver, unavailable
+from vault.store.given import Given
 from vault.store.one_row import OneRow
+from vault.store.words import carry_out, words_of
 
 T = TypeVar("T")
 
@@ -42,13 +43,6 @@ def selecting(engine: Engine, statement: Any, given: Given) -> Batch:
         return Batch(statement, given)
     one_row = OneRow(statement)
     return Batch(one_row.statement, given, one_row)
-
-
-@lru_cache(maxsize=512)
-def _words(statement: Any, dialect: Dialect) -> tuple[str, bool] | None:
-    """The text of a statement that takes nothing but rows, and whether that goes by position; None for any other."""
-    compiled = statement.compile(dialect=dialect)
-    return (str(compiled), compiled.positional) if set(compiled.params) == {GIVEN} else None
 
 
 @cache
@@ -88,12 +82,16 @@ class Link:
         """The rows that a statement returns."""
         return self._run(lambda: self._connection.execute(statement, parameters or {}).all())
 
+    def plain(self, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """The same as the driver gives them, sooner: for numbers and texts."""
+        return self._run(lambda: self._hand_over(statement, parameters).fetchall())
+
     def page(self, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of a SELECT that has many, in any order: see `selecting`."""
         if self.engine is Engine.POSTGRESQL:
             return self.rows(statement, parameters)
         one_row = _one_row(statement)
-        return one_row.rows(self.rows(one_row.statement, parameters)[0][0])
+        return one_row.rows(self.plain(one_row.statement, parameters)[0][0])
 
     def count(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
         """How many rows an UPDATE or DELETE changed."""
@@ -103,14 +101,14 @@ class Link:
         """The rows that a statement returns for the rows given."""
         if not rows:
             return ()
-        found = self.rows(batch.statement, {**batch.given.params(rows), **more})
-        return found if batch.from_json is None else batch.from_json.rows(found[0][0])
+        params = {**batch.given.params(rows), **more}
+        if batch.from_json is None:
+            return self.rows(batch.statement, params)
+        return batch.from_json.rows(self.plain(batch.statement, params)[0][0])
 
-    def batch_plain(self, batch: Batch, rows: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    def batch_plain(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Sequence[Any]]:
         """The same as the driver gives them, sooner: for numbers and texts."""
-        if not rows:
-            return ()
-        return self._run(lambda: self._hand_over(batch.statement, batch.given.params(rows)).all())
+        return self.plain(batch.statement, {**batch.given.params(rows), **more}) if rows else ()
 
     def batch_inserted(self, batch: Inserting, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Sequence[Any]]:
         """The `names` of each row that an INSERT took."""
@@ -123,14 +121,15 @@ class Link:
             and self._took_all(batch.untold, params, len(rows))
         ):
             return [batch.given.named(row, batch.names) for row in rows]
-        return self._run(lambda: self._hand_over(batch.told, params).all())
+        return self.plain(batch.told, params)
 
     def batch_count(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> int:
         """How many rows an UPDATE or DELETE changed for the rows given; of an INSERT it says nothing."""
         if not rows:
             return 0
         params = {**batch.given.params(rows), **more}
-        return self._run(lambda: self._hand_over(batch.statement, params).rowcount)
+        count: int = self._run(lambda: self._hand_over(batch.statement, params).rowcount)
+        return count
 
     def batch_rows_unless_conflict(self, batch: Batch, rows: Sequence[Sequence[Any]]) -> Sequence[Row[Any]] | None:
         """As `batch_rows`; None where a key refused a row: then the statement has no effect, and work goes on."""
@@ -150,25 +149,26 @@ class Link:
         """Whether the INSERT took as many rows; if not, it has no effect."""
 
         def attempt() -> bool:
-            self._connection.exec_driver_sql("SAVEPOINT attempt")
+            driver = self._driver
+            carry_out(driver, "SAVEPOINT attempt")
             took_all = bool(self._hand_over(statement, params).rowcount == count)
             if not took_all:
-                self._connection.exec_driver_sql("ROLLBACK TO attempt")
-            self._connection.exec_driver_sql("RELEASE attempt")
+                carry_out(driver, "ROLLBACK TO attempt")
+            carry_out(driver, "RELEASE attempt")
             return took_all
 
         return self._run(attempt)
 
-    def _hand_over(self, statement: Any, params: Mapping[str, Any]) -> CursorResult[Any]:
-        """Carry a statement out; its rows are as the driver gives them.
+    @property
+    def _driver(self) -> Any:
+        return self._connection.connection.driver_connection
 
-        Where one document is all that it takes, SQLAlchemy has nothing to add to it but twice the time.
-        """
-        words = _words(statement, self._connection.dialect)
+    def _hand_over(self, statement: Any, params: Mapping[str, Any]) -> Any:
+        """Carry a statement out; a cursor, whose rows are as the driver gives them."""
+        words = words_of(statement, self._connection.dialect)
         if words is None:
             return self._connection.execute(statement, params)
-        text, is_positional = words
-        return self._connection.exec_driver_sql(text, (params[GIVEN],) if is_positional else dict(params))
+        return carry_out(self._driver, words.text, words.values(params))
 
     @property
     def locks_rows(self) -> bool:
@@ -179,7 +179,21 @@ class Link:
         try:
             return work()
         except SQLAlchemyError as error:
-            failure: StoreUnavailable = unavailable(error)
+            failure = unavailable(error)
+        except self._connection.dialect.loaded_dbapi.Error as error:
+            failure = StoreUnavailable(reason_from_driver(error, is_gone=self._is_gone(error)))
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Ctrl-C: who knows what the connection was about.
+                self._connection.invalidate()
+            raise
         # Raised out here, so that the driver's exception, whose text shows key values, is not its context.
         self.failed = True
         raise failure
+
+    def _is_gone(self, error: Any) -> bool:
+        """Whether the connection was lost; then it is not used again."""
+        is_gone = self._connection.dialect.is_disconnect(error, self._driver, None)
+        if is_gone:
+            self._connection.invalidate(error)
+        return is_gone

@@ -34,7 +34,7 @@ _WAIT_FOR_WRITERS = text("LOCK TABLE settings IN EXCLUSIVE MODE")
 
 def refuse_retired(link: Link, name: KeyName, keys: Sequence[SealedKey]) -> None:
     """Raise `StoreUnavailable` if one of these wraps is under a version that was retired: wrap anew and repeat."""
-    if keys and link.rows(_REFUSAL, {"wanted": OLDEST + name, "lowest": min(key.kek_version for key in keys)}):
+    if keys and link.plain(_REFUSAL, {"wanted": OLDEST + name, "lowest": min(key.kek_version for key in keys)}):
         link.failed = True
         raise StoreUnavailable("key_version_retired")
 

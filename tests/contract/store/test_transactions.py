@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -38,7 +40,7 @@ from vault.domain.card import CardState, Expiry
 from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import CustomerId, NetworkTransactionId, OrderId
 from vault.ports import Approval, CardsOf, Reader, Store, Writer
-from vault.store import Limits, SqlStore
+from vault.store import Limits, SqlStore, link, words
 from vault.store.engine import open_engines
 from vault.store.operators import SqlOperatorReader
 
@@ -326,6 +328,20 @@ def test_who_waits_too_long_for_a_row_of_postgresql_is_told_so(postgresql_url: s
     store.close()
 
 
+def test_who_waits_too_long_for_another_who_stores_the_same_card_is_told_so(postgresql_url: str) -> None:
+    store = SqlStore(postgresql_url, limits=SHORT)
+    new = card()
+
+    with store.writing() as holder:
+        holder.insert_new_cards([new])
+        holder.append_events([event()])
+        with pytest.raises(StoreUnavailable, match="database_locked") as caught, writing(store) as tx:
+            tx.insert_new_cards([replace(new, token=card().token)])
+
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    store.close()
+
+
 def test_no_connection_left_is_told_as_such(postgresql_url: str) -> None:
     store = SqlStore(postgresql_url, limits=SHORT)
 
@@ -376,6 +392,47 @@ def test_a_connection_that_dies_in_a_transaction_is_unreachable_and_nothing_is_s
 
     assert listed(store) == []
     store.close()
+
+
+def test_a_connection_that_died_is_not_given_back(postgresql_url: str, postgresql_server: str) -> None:
+    store = SqlStore(postgresql_url)
+
+    def attempt() -> None:
+        with writing(store) as tx:
+            _end_sessions(postgresql_server, postgresql_url)
+            with pytest.raises(StoreUnavailable, match="database_unreachable") as caught:
+                tx.insert_new_cards([card()])
+            assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+            assert _link(tx)._connection.invalidated
+            with pytest.raises(StoreUnavailable, match="database_error"):
+                tx.insert_new_cards([card()])
+
+    with pytest.raises(StoreUnavailable, match="database_error"):
+        attempt()
+    store.close()
+
+
+def test_a_connection_that_ctrl_c_met_in_a_statement_is_not_given_back(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(driver: object, text: str, values: object = ()) -> object:
+        words.carry_out(driver, text, values)
+        raise KeyboardInterrupt
+
+    def attempt() -> None:
+        with store.writing() as tx:
+            seen.append(_link(tx)._driver)
+            tx.insert_new_cards([card()])
+
+    seen: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(link, "carry_out", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            attempt()
+
+    with writing(store) as tx:
+        assert _link(tx)._driver is not seen[0]
+    assert listed(store) == []
 
 
 def test_a_connection_that_dies_before_commit_leaves_the_outcome_unknown(
@@ -515,6 +572,11 @@ def test_a_text_is_stored_whatever_encoding_the_environment_or_the_url_names(
             tx.put_setting("any", text)
         with store.reading() as tx:
             assert tx.setting("any") == text
+
+
+def _link(tx: Any) -> link.Link:
+    found: link.Link = tx._link
+    return found
 
 
 def _end_sessions(server: str, url: str) -> None:

@@ -1,0 +1,48 @@
+"""Statements as the driver takes them, past SQLAlchemy's execution of them.
+
+SQLAlchemy writes each statement once. What it does each time one is carried out costs as much as a small statement
+does, and a call that is alone makes ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Dialect
+
+
+class Words:
+    """A statement in the words of one database, and how its parameters are handed over."""
+
+    __slots__ = ("_fixed", "_order", "_writers", "text")
+
+    def __init__(self, compiled: Any, dialect: Dialect) -> None:
+        self.text = str(compiled)
+        self._fixed: dict[str, Any] = compiled.params
+        self._order: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
+        self._writers: list[tuple[str, Callable[[Any], Any]]] = []
+        for parameter, name in compiled.bind_names.items():
+            write = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+            if write is not None:
+                self._writers.append((name, write))
+
+    def values(self, parameters: Mapping[str, Any]) -> Any:
+        """The parameters in their order or by their names, as this database takes them."""
+        values = {**self._fixed, **parameters}
+        for name, write in self._writers:
+            values[name] = write(values[name])
+        return values if self._order is None else [values[name] for name in self._order]
+
+
+@lru_cache(maxsize=512)
+def words_of(statement: Any, dialect: Dialect) -> Words | None:
+    """None where the text depends on the parameters."""
+    compiled = statement.compile(dialect=dialect)
+    return None if compiled.literal_execute_params or compiled.post_compile_params else Words(compiled, dialect)
+
+
+def carry_out(driver: Any, text: str, values: Any = ()) -> Any:
+    """Have a connection of the driver carry it out; its cursor."""
+    return driver.execute(text, values)
