@@ -16,7 +16,7 @@ from vault.ports import CardRef, KeyName, NewCard
 from vault.store.columns import Engine, UtcTime
 from vault.store.given import Given, inserting, row_of
 from vault.store.link import Batch, Inserting, Link, telling
-from vault.store.oldest import refuse_retired
+from vault.store.oldest import OLDEST, REFUSAL, fence, heed, refuse_retired
 from vault.store.rows import card_values, consent_values, secret_values
 from vault.store.tables import card_secrets, cards, consents
 
@@ -54,7 +54,8 @@ _STORED = (card_secrets, consents, cards)
 def _insert_all() -> Batch:
     """INSERT of secrets whose fingerprint is free, and of the consents and cards that belong to them.
 
-    On PostgreSQL, in one statement where three would be as many trips: foreign keys are looked at when it is done.
+    On PostgreSQL, in one statement where four would be as many trips: foreign keys are looked at when it is done. It
+    gives the tokens of the cards that are stored now, and what `REFUSAL` found if it found any.
     """
     given = Given(Engine.POSTGRESQL, [Column(f"{table.name}_{c.name}", c.type) for table in _STORED for c in table.c])
     rows = select(*given.rows.c).cte("handed_over")
@@ -74,7 +75,8 @@ def _insert_all() -> Batch:
         .cte(f"inserted_{table.name}")
         for table in (consents, cards)
     ]
-    return Batch(select(inserted.c.token).add_cte(*belonging), given)
+    told = select(inserted.c.token).union_all(select(REFUSAL.cte("refusal").c.name))
+    return Batch(told.add_cte(*belonging), given)
 
 
 @cache
@@ -196,7 +198,9 @@ _SET_DEFAULT = _set_default()
 
 def insert_new(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
     """Those whose fingerprint is free, with their consents."""
-    refuse_retired(link, KeyName.CARDS, [card.sealed.key for card in new])
+    if not new:
+        return frozenset()
+    keys = [card.sealed.key for card in new]
     # Everyone inserts in this order, so that two batches that share cards wait for each other but never in a circle.
     ordered = sorted(new, key=lambda card: (card.tenant, card.fingerprint.value, card.token))
     secrets = [row_of(card_secrets, secret_values(card)) for card in ordered]
@@ -205,7 +209,10 @@ def insert_new(link: Link, new: Sequence[NewCard]) -> frozenset[Token]:
             [*secret, *row_of(consents, consent_values(card.consent)), *row_of(cards, card_values(card))]
             for secret, card in zip(secrets, ordered, strict=True)
         ]
-        return frozenset(Token(token) for (token,) in link.batch_plain(_insert_all(), rows))
+        told = [name for (name,) in link.batch_plain(_insert_all(), rows, **fence(KeyName.CARDS, keys))]
+        heed(link, [name for name in told if name.startswith(OLDEST)])
+        return frozenset(map(Token, told))
+    refuse_retired(link, KeyName.CARDS, keys)
     inserted = frozenset(Token(token) for (token,) in link.batch_inserted(_insert_secrets(link.engine), secrets))
     stored = [card for card in ordered if card.token in inserted]
     add_consents(link, stored)

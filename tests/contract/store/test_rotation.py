@@ -712,8 +712,13 @@ def test_a_wrap_under_a_retired_version_is_refused_with_all_that_its_transaction
     write()
 
 
-def test_a_fence_waits_for_wraps_under_way_and_is_seen_by_all_that_follow(postgresql_url: str) -> None:
-    store = SqlStore(postgresql_url)
+@pytest.mark.parametrize("before", [0, 8], ids=["first", "prepared"])
+def test_a_fence_waits_for_wraps_under_way_and_is_seen_by_all_that_follow(postgresql_url: str, before: int) -> None:
+    store = SqlStore(postgresql_url, limits=Limits(pool_size=3))
+    for _ in range(before):  # the driver prepares a statement at its sixth use of a connection
+        with writing(store) as one, writing(store) as two, writing(store) as three:
+            for tx in (one, two, three):
+                tx.insert_new_cards([card()])
 
     with ThreadPoolExecutor(2) as pool:
         with writing(store) as tx:
@@ -728,7 +733,7 @@ def test_a_fence_waits_for_wraps_under_way_and_is_seen_by_all_that_follow(postgr
         with pytest.raises(StoreUnavailable):
             late.result(timeout=10)
 
-    assert len(wraps(store)) == 1
+    assert len(wraps(store)) == 3 * before + 1
     store.close()
 
 
