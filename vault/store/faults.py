@@ -17,6 +17,8 @@ FULL = "database_full"
 READONLY = "database_readonly"
 COMMIT_UNKNOWN = "commit_unknown"
 ERROR = "database_error"
+UNREADABLE = "row_unreadable"
+"""What is stored is nothing that this release knows: one that is newer wrote it, or somebody altered it."""
 
 _SQLITE_CODES = {5: LOCKED, 6: LOCKED, 8: READONLY, 13: FULL, 14: UNREACHABLE}
 _SQLITE_DEFINITE = frozenset({5, 6, 8, 13, 19})

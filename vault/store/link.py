@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
 from vault.store.columns import Engine
-from vault.store.faults import reason_from_driver, unavailable
+from vault.store.faults import UNREADABLE, reason_from_driver, unavailable
 from vault.store.given import Given
 from vault.store.one_row import OneRow
 from vault.store.words import carry_out, words_of
@@ -169,6 +170,13 @@ class Link:
         if words is None:
             return self._connection.execute(statement, params)
         return carry_out(self._driver, words.text, words.values(params))
+
+    def read(self, convert: Callable[[Any], T], rows: Iterable[Any]) -> list[T]:
+        """Rows as what they stand for. Raises `StoreUnavailable` where one is nothing that this release knows."""
+        with suppress(ValueError, TypeError, AttributeError, OverflowError):
+            return [convert(row) for row in rows]
+        self.failed = True
+        raise StoreUnavailable(UNREADABLE)
 
     @property
     def locks_rows(self) -> bool:

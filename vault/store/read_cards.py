@@ -127,8 +127,12 @@ def pages(link: Link, wanted: Sequence[CardsOf]) -> Sequence[Sequence[StoredCard
     found = link.batch_plain(_statement(link.engine), rows, most=max(each.limit for each in wanted))
     cards_of: list[list[StoredCard]] = [[] for _ in wanted]
     to_card = partial(_card_from_json, from_iso if link.engine is Engine.POSTGRESQL else from_micros)
-    for number, default, page in from_json(found[0][0]):
+
+    def add(entry: Sequence[Any]) -> None:
+        number, default, page = entry
         cards_of[number] += map(to_card, repeat(wanted[number]), repeat(default), page)
+
+    link.read(add, from_json(found[0][0]))
     return [tuple(sorted(page, key=_place)[: each.limit]) for each, page in zip(wanted, cards_of, strict=True)]
 
 

@@ -115,7 +115,7 @@ def given(
     if after is not None:
         parameters |= {"after_moment": after.agreed_at, "after_name": after.consent}
     found = link.rows(_given(with_cursor=after is not None), parameters)
-    return tuple(GivenConsent(as_domain.consent_entry(row, tenant), row.withdrawn_at) for row in found)
+    return link.read(lambda row: GivenConsent(as_domain.consent_entry(row, tenant), row.withdrawn_at), found)
 
 
 def releases(
@@ -126,7 +126,7 @@ def releases(
     if after is not None:
         parameters |= {"after_moment": after.released_at, "after_name": after.event}
     found = link.rows(_releases(with_cursor=after is not None), parameters)
-    return tuple(_release(row) for row in found)
+    return link.read(_release, found)
 
 
 def _release(row: Any) -> Release:
@@ -145,8 +145,9 @@ def _release(row: Any) -> Release:
 def ledger(link: Link, tenant: TenantId, customer: CustomerId) -> Sequence[LedgerEntry]:
     """Every entry, oldest first."""
     found = link.rows(_LEDGER, {"tenant": tenant, "customer": customer})
-    return tuple(
-        LedgerEntry(
+
+    def entry(row: Any) -> LedgerEntry:
+        return LedgerEntry(
             consent_id=ConsentId(row.consent_id),
             customer=customer,
             token=Token(row.consent_token),
@@ -156,5 +157,5 @@ def ledger(link: Link, tenant: TenantId, customer: CustomerId) -> Sequence[Ledge
             recorded_at=row.agreed_at,
             is_of_card=row.card_token is not None,
         )
-        for row in found
-    )
+
+    return link.read(entry, found)

@@ -151,7 +151,7 @@ class SqlReader:
         found = self._link.batch_rows(
             _cards(self._link.engine), [(ref.tenant, ref.customer, ref.token) for ref in dict.fromkeys(refs)]
         )
-        stored = map(as_domain.stored_card, found)
+        stored = self._link.read(as_domain.stored_card, found)
         return {CardRef(card.tenant, card.customer, card.token): card for card in stored}
 
     def default_cards(
@@ -174,24 +174,24 @@ class SqlReader:
     def once_keys(self, ids: Sequence[tuple[TenantId, OnceId]]) -> Mapping[tuple[TenantId, OnceId], OnceKey]:
         """Those whose wrapped key still exists, expired or not."""
         found = self._link.batch_rows(_once_keys(self._link.engine), list(dict.fromkeys(ids)))
-        keys = map(as_domain.once_key, found)
+        keys = self._link.read(as_domain.once_key, found)
         return {(key.tenant, key.once_id): key for key in keys}
 
     def grants(self, keys: Sequence[GrantKey]) -> Mapping[bytes, Grant]:
         """Grants by their SHA-256, in whatever state."""
         found = self._link.batch_rows(_grants(self._link.engine, with_target=False), _pairs(keys))
-        return {row.grant_sha256: as_domain.grant(row) for row in found}
+        return {grant.grant_sha256: grant for grant in self._link.read(as_domain.grant, found)}
 
     def redeemables(self, keys: Sequence[GrantKey]) -> Mapping[bytes, Redeemable]:
         """Grants by their SHA-256 together with the wrapped keys they lead to."""
         found = self._link.batch_rows(_grants(self._link.engine, with_target=True), _pairs(keys))
-        return {row.grant_sha256: as_domain.redeemable(row) for row in found}
+        return {each.grant.grant_sha256: each for each in self._link.read(as_domain.redeemable, found)}
 
     def idempotency(self, ids: Sequence[IdempotencyId]) -> Mapping[IdempotencyId, IdempotencyRecord]:
         """Records by key, expired ones too."""
         wanted = [(each.tenant, each.method, each.key) for each in dict.fromkeys(ids)]
         found = self._link.batch_rows(_idempotency(self._link.engine), wanted)
-        records = map(as_domain.idempotency_record, found)
+        records = self._link.read(as_domain.idempotency_record, found)
         return {record.id: record for record in records}
 
     def consents_given(

@@ -15,7 +15,7 @@ from vault.domain.card import Expiry, StoredCard
 from vault.domain.errors import CardVaultError, NotAvailable, StoreUnavailable
 from vault.domain.ids import CustomerId, EventId, IdempotencyKey, TenantId, Token
 from vault.ports import CardRef, CardsOf, Erased, PageCursor, Writer
-from vault.usecases.batch import STATEMENT_REFUSED, Attempt, Journal, RollBack, World, run_rounds
+from vault.usecases.batch import ONE_ROW_S_TROUBLE, Attempt, Journal, RollBack, World, run_rounds
 from vault.usecases.idempotency import Request, Settled, digest, settle
 
 Q = TypeVar("Q")
@@ -93,7 +93,7 @@ class ListCards:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
-    def __call__(self, queries: Sequence[ListCardsQuery]) -> Sequence[CardPage | Exception]:
+    def __call__(self, queries: Sequence[ListCardsQuery]) -> Sequence[CardPage | CardVaultError]:
         """One page for each. An unknown customer has an empty one."""
         return _each_its_own(self._pages, queries)
 
@@ -104,13 +104,13 @@ class ListCards:
         return [_page_of(cards, query.limit) for cards, query in zip(found, queries, strict=True)]
 
 
-def _each_its_own(read: Callable[[Sequence[Q]], Sequence[R]], queries: Sequence[Q]) -> Sequence[R | Exception]:
+def _each_its_own(read: Callable[[Sequence[Q]], Sequence[R]], queries: Sequence[Q]) -> Sequence[R | StoreUnavailable]:
     """All at once. Where a row cannot be read, as one of a newer release, that is its own customer's trouble alone."""
     try:
         return read(queries)
-    except Exception as trouble:
+    except StoreUnavailable as trouble:
         # A driver refuses a time that Python has not, or text that is no UTF-8, and with it all rows beside it.
-        if isinstance(trouble, CardVaultError) and trouble.reason != STATEMENT_REFUSED:
+        if trouble.reason not in ONE_ROW_S_TROUBLE:
             raise
         if len(queries) == 1:
             return [trouble]
@@ -128,7 +128,7 @@ class GetCard:
     def __init__(self, *, world: World) -> None:
         self._world = world
 
-    def __call__(self, queries: Sequence[CardCommand]) -> Sequence[StoredCard | Exception]:
+    def __call__(self, queries: Sequence[CardCommand]) -> Sequence[StoredCard | CardVaultError]:
         """The card of each, or `NotAvailable`."""
         return _each_its_own(self._cards, queries)
 

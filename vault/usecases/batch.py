@@ -20,8 +20,8 @@ from vault.ports import Clock, Entropy, Store
 
 MAX_ROUNDS = 24
 """A round is lost only to another batch that won it: this bounds how many may be ahead in the queue for one thing."""
-STATEMENT_REFUSED = "database_error"
-"""Reason of a `StoreUnavailable` after which the transaction is known to be rolled back."""
+ONE_ROW_S_TROUBLE = frozenset({"database_error", "row_unreadable"})
+"""Reasons of a `StoreUnavailable` after which the transaction was rolled back, and others may fare better."""
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -115,8 +115,9 @@ def run_rounds(attempts: Sequence[A], one_round: Callable[[Sequence[A]], None]) 
     """Run rounds until every attempt has ended. Trouble in one round ends only those that took part in it.
 
     An attempt whose error came from a round that failed as a whole is *unknown*, not refused; definite errors that a
-    failed transaction had prepared are withdrawn with it. Where the database itself refused a statement, the round was
-    rolled back, and each attempt is tried alone: one bad item never fails its neighbours.
+    failed transaction had prepared are withdrawn with it. Where the database itself refused a statement, or a row is
+    none that this release can read, the round was rolled back, and each attempt is tried alone: one bad item never
+    fails its neighbours.
     """
     for _ in range(MAX_ROUNDS):
         waiting = [attempt for attempt in attempts if attempt.is_open]
@@ -149,6 +150,6 @@ def _try(waiting: Sequence[A], one_round: Callable[[Sequence[A]], None]) -> Trou
         for attempt in waiting:
             attempt.result = None
             attempt.error = trouble
-        by_database = trouble.reason == STATEMENT_REFUSED and len(waiting) > 1
+        by_database = trouble.reason in ONE_ROW_S_TROUBLE and len(waiting) > 1
         return Trouble.ROLLED_BACK_BY_DATABASE if by_database else Trouble.OTHER
     return Trouble.NONE

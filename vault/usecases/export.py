@@ -12,10 +12,10 @@ from vault.domain.audit import event_by
 from vault.domain.caller import Caller
 from vault.domain.card import StoredCard
 from vault.domain.consent import GivenConsent
-from vault.domain.errors import CardVaultError, StoreUnavailable
+from vault.domain.errors import CardVaultError
 from vault.domain.ids import CustomerId
 from vault.ports import CardsOf, ConsentCursor, PageCursor, Reader, Release, ReleaseCursor
-from vault.usecases.batch import STATEMENT_REFUSED, Attempt, World, run_rounds
+from vault.usecases.batch import Attempt, World, run_rounds
 
 EXPORTED = "customer.exported"
 
@@ -63,12 +63,8 @@ class ExportCustomer:
 
     def _round(self, attempts: Sequence[_Exporting]) -> None:
         now = self._world.clock.now()
-        try:
-            with self._world.store.reading() as tx:
-                pages = [_page(tx, a.command) for a in attempts]
-        except (ValueError, OverflowError):
-            # A row that cannot be read is its own customer's trouble: each is tried alone.
-            raise StoreUnavailable(STATEMENT_REFUSED) from None
+        with self._world.store.reading() as tx:
+            pages = [_page(tx, a.command) for a in attempts]
         events = [
             event_by(
                 a.caller,

@@ -16,7 +16,7 @@ from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import EventId
 from vault.domain.retention import RULES, SLACK, CardRule, Deadlines, RetentionLimits, RowRule, Rule
 from vault.ports_operator import CardKey, DueCard, ErasedDue, OperatorWriter
-from vault.usecases.batch import STATEMENT_REFUSED, World
+from vault.usecases.batch import ONE_ROW_S_TROUBLE, World
 from vault.usecases.maintenance import SWEEP_ROWS, ExpireOnceKeys
 from vault.usecases.operating import (
     PAGE,
@@ -151,7 +151,7 @@ class Retain:
         try:
             erased = persist(partial(self._erase_together, operator, due, at))
         except StoreUnavailable as e:
-            if e.reason != STATEMENT_REFUSED:
+            if e.reason not in ONE_ROW_S_TROUBLE:
                 raise
             if len(due) == 1:
                 report.failures.append(Failure(due[0].card, e.reason))
