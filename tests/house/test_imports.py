@@ -64,7 +64,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pytest": {"testing"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
-    "orjson": {"keyring", "store"},
+    "orjson": {"audit", "keyring", "store"},
     "psycopg": {"store"},
     "pysqlite3": {"store"},
     "grpc": {"rpc", "v1", "client", "cli", "traces"},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.world import NOW
@@ -139,6 +139,15 @@ def test_an_event_has_one_form_and_comes_back_from_it(event: AuditEvent) -> None
     assert leaf.decode(raw) == event
     assert raw.isascii()
     assert b"\n" not in raw
+
+
+@settings(max_examples=10)
+@given(events)
+def test_the_form_is_that_of_pythons_own_json(event: AuditEvent) -> None:
+    for code in range(0x100):  # whatever one library escapes and another may not
+        raw = leaf.encode(replace(event, customer=chr(code), details={f"a{chr(code)}": chr(code)}))
+
+        assert raw.decode() == json.dumps(json.loads(raw), separators=(",", ":"), ensure_ascii=True, sort_keys=True)
 
 
 def test_the_form_is_this_one_for_ever() -> None:
