@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
 from vault.store.columns import Engine
-from vault.store.faults import UNREADABLE, reason_from_driver, unavailable
+from vault.store.faults import ERROR, UNREADABLE, reason_from_driver, unavailable
 from vault.store.given import Given
 from vault.store.one_row import OneRow
 from vault.store.words import carry_out, words_of
@@ -190,10 +190,12 @@ class Link:
             failure = unavailable(error)
         except self._connection.dialect.loaded_dbapi.Error as error:
             failure = StoreUnavailable(reason_from_driver(error, is_gone=self._is_gone(error)))
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                # Ctrl-C: who knows what the connection was about.
-                self._connection.invalidate()
+        except Exception:  # noqa: BLE001 - such as a text or a time that cannot be handed over, which it may hold
+            failure = StoreUnavailable(ERROR)
+        except BaseException:
+            # Ctrl-C: who knows what the connection was about.
+            self.failed = True
+            self._connection.invalidate()
             raise
         # Raised out here, so that the driver's exception, whose text shows key values, is not its context.
         self.failed = True
@@ -203,5 +205,8 @@ class Link:
         """Whether the connection was lost; then it is not used again."""
         is_gone = self._connection.dialect.is_disconnect(error, self._driver, None)
         if is_gone:
+            with suppress(SQLAlchemyError):
+                # So that SQLAlchemy notices, too: what is in its pool was most likely lost with this one.
+                self._connection.exec_driver_sql("SELECT 1")
             self._connection.invalidate(error)
         return is_gone

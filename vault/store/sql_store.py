@@ -210,9 +210,9 @@ class SqlStore:
 
     def _commit(self, connection: Connection) -> None:
         failure: StoreUnavailable | None = None
-        if self.kind is Engine.POSTGRESQL:
-            postgresql.forget_warning(connection)
         try:
+            if self.kind is Engine.POSTGRESQL:
+                postgresql.forget_warning(connection)
             connection.commit()
         except SQLAlchemyError as error:
             failure = StoreUnavailable(reason_for_commit(error))

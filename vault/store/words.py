@@ -20,27 +20,33 @@ class Words:
 
     def __init__(self, compiled: Any, dialect: Dialect) -> None:
         self.text = str(compiled)
-        self._fixed: dict[str, Any] = compiled.params
         self._order: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
-        self._writers: list[tuple[str, Callable[[Any], Any]]] = []
+        self._fixed: dict[str, Any] = {}
+        self._writers: dict[str, Callable[[Any], Any]] = {}
         for parameter, name in compiled.bind_names.items():
+            if not parameter.required:
+                self._fixed[name] = compiled.params[name]
             write = parameter.type.dialect_impl(dialect).bind_processor(dialect)
             if write is not None:
-                self._writers.append((name, write))
+                self._writers[name] = write
 
     def values(self, parameters: Mapping[str, Any]) -> Any:
-        """The parameters in their order or by their names, as this database takes them."""
+        """The parameters in their order or by their names, as this database takes them.
+
+        Raises `KeyError` for one that is missing on SQLite; psycopg refuses the statement.
+        """
         values = {**self._fixed, **parameters}
-        for name, write in self._writers:
+        for name, write in self._writers.items():
             values[name] = write(values[name])
         return values if self._order is None else [values[name] for name in self._order]
 
 
 @lru_cache(maxsize=512)
 def words_of(statement: Any, dialect: Dialect) -> Words | None:
-    """None where the text depends on the parameters."""
-    compiled = statement.compile(dialect=dialect)
-    return None if compiled.literal_execute_params or compiled.post_compile_params else Words(compiled, dialect)
+    """None where the text depends on the parameters, or their names on the text."""
+    compiled: Any = statement.compile(dialect=dialect)
+    is_open = compiled.literal_execute_params or compiled.post_compile_params or compiled.escaped_bind_names
+    return None if is_open else Words(compiled, dialect)
 
 
 def carry_out(driver: Any, text: str, values: Any = ()) -> Any:

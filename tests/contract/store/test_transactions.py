@@ -15,7 +15,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import Integer, bindparam, literal_column, make_url, select, text
+from sqlalchemy import event as sqlalchemy_event
 
 from tests.contract.store.make import (
     card,
@@ -41,7 +42,9 @@ from vault.domain.errors import StoreUnavailable
 from vault.domain.ids import CustomerId, NetworkTransactionId, OrderId
 from vault.ports import Approval, CardsOf, Reader, Store, Writer
 from vault.store import Limits, SqlStore, link, words
+from vault.store.columns import UtcTime
 from vault.store.engine import open_engines
+from vault.store.oldest import REFUSAL
 from vault.store.operators import SqlOperatorReader
 
 SHORT = Limits(
@@ -244,6 +247,38 @@ def test_an_error_shows_no_value_and_no_cause(store: SqlStore, caplog: pytest.Lo
     assert first.sealed.key.wrapped not in caplog.text
 
 
+@pytest.mark.parametrize("odd", [NOW.replace(tzinfo=None), "text", "\udc80"], ids=["naive", "text", "surrogate"])
+def test_what_cannot_be_handed_over_ends_the_transaction(store: SqlStore, odd: Any) -> None:
+    def swallow() -> None:
+        with store.writing() as tx:
+            tx.append_events([event()])
+            tx.put_setting("beside", "it")
+            with pytest.raises(StoreUnavailable) as caught:
+                tx.claim_idempotency([record()], now=odd)
+            assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+    with pytest.raises(StoreUnavailable, match="database_error"):
+        swallow()
+
+    with store.reading() as tx:
+        assert tx.setting("beside") is None
+
+
+def test_a_parameter_that_is_missing_is_not_null(store: SqlStore) -> None:
+    with store.reading() as tx, pytest.raises(StoreUnavailable, match="database_error"):
+        tx._link.plain(REFUSAL, {"wanted": "oldest.cardvault-cards"})
+
+
+def test_a_parameter_that_stands_twice_is_written_once_and_one_of_an_odd_name_as_ever(store: SqlStore) -> None:
+    twice = [bindparam("moment", type_=UtcTime()) for _ in range(2)]
+    found: Any = select(literal_column("1")).where(twice[0] == twice[1])
+
+    with store.reading() as tx:
+        assert len(tx._link.plain(found, {"moment": NOW})) == 1
+        odd: Any = select(literal_column("1")).where(bindparam("a.b", type_=Integer()) == 7)
+        assert [len(tx._link.plain(odd, {"a.b": number})) for number in (7, 8)] == [1, 0]
+
+
 def test_the_engines_hide_parameters_and_echo_nothing(database_url: str) -> None:
     engines = open_engines(database_url, Limits())
 
@@ -394,6 +429,29 @@ def test_a_connection_that_dies_in_a_transaction_is_unreachable_and_nothing_is_s
     store.close()
 
 
+def test_when_one_connection_died_no_other_of_the_pool_is_tried_again(
+    postgresql_url: str, postgresql_server: str
+) -> None:
+    store = SqlStore(postgresql_url)
+    with store.reading(), store.reading(), store.reading():
+        pass
+
+    def attempt() -> None:
+        with writing(store) as tx:
+            _end_sessions(postgresql_server, postgresql_url)
+            tx.insert_new_cards([card()])
+
+    with pytest.raises(StoreUnavailable, match="database_unreachable"):
+        attempt()
+
+    failures: list[object] = []
+    sqlalchemy_event.listen(store._engines.writer, "handle_error", failures.append)
+    with store.reading(), store.reading(), store.reading():
+        pass
+    assert failures == []
+    store.close()
+
+
 def test_a_connection_that_died_is_not_given_back(postgresql_url: str, postgresql_server: str) -> None:
     store = SqlStore(postgresql_url)
 
@@ -424,11 +482,18 @@ def test_a_connection_that_ctrl_c_met_in_a_statement_is_not_given_back(
             seen.append(_link(tx)._driver)
             tx.insert_new_cards([card()])
 
+    def swallow() -> None:
+        with store.writing() as tx, pytest.raises(KeyboardInterrupt):
+            tx.insert_new_cards([card()])
+
     seen: list[object] = []
     with monkeypatch.context() as patched:
         patched.setattr(link, "carry_out", interrupted)
         with pytest.raises(KeyboardInterrupt):
             attempt()
+
+        with pytest.raises(StoreUnavailable, match="database_error"):
+            swallow()
 
     with writing(store) as tx:
         assert _link(tx)._driver is not seen[0]
