@@ -118,7 +118,8 @@ class StoredSecret:
     wrap: StoredWrap
     ciphertext: bytes
     fingerprint: Fingerprint
-    brand: Brand
+    brand: Brand | None
+    """None for one that this release does not know."""
     last4: str
     stored_at: datetime
     """When it was first stored."""

@@ -334,7 +334,7 @@ def test_the_same_card_keeps_its_token_across_a_rotation_of_the_fingerprint_key(
 
 
 def test_verify_finds_each_kind_of_damage_and_names_the_card(tools: Tools, database_url: str) -> None:
-    tools.store_cards(5)
+    tools.store_cards(7)
     tokens = [token for (token,) in rows(database_url, "SELECT token FROM cards ORDER BY tenant_id, token")]
     execute(
         database_url,
@@ -343,6 +343,8 @@ def test_verify_finds_each_kind_of_damage_and_names_the_card(tools: Tools, datab
         f"UPDATE card_secrets SET record_version = 7 WHERE token = '{tokens[2]}'",
         f"UPDATE card_secrets SET ciphertext = (SELECT ciphertext FROM card_secrets WHERE token = '{tokens[4]}') "
         f"WHERE token = '{tokens[3]}'",
+        f"UPDATE cards SET brand = CASE brand WHEN 1 THEN 2 ELSE 1 END WHERE token = '{tokens[5]}'",
+        f"UPDATE cards SET brand = 99 WHERE token = '{tokens[6]}'",
     )
 
     report = VerifyCards(world=tools.world, release=tools.release, intake=tools.intake)(
@@ -354,6 +356,8 @@ def test_verify_finds_each_kind_of_damage_and_names_the_card(tools: Tools, datab
         tokens[1]: "key_refused",
         tokens[2]: "seal_broken",
         tokens[3]: "seal_broken",
+        tokens[5]: "brand_differs",
+        tokens[6]: "brand_differs",
     }
     assert report.opened == 1
 

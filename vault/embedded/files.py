@@ -19,7 +19,7 @@ StorageKind = Literal["raft", "inmem"]
 _GARBAGE_COLLECTOR = {"GOGC": "400", "GOMEMLIMIT": "512MiB"}
 """A batch of 200 keys is many small pieces of garbage: Go's default spends a fifth of OpenBao's time on collecting it.
 
-With this it takes some 30 MB more, and collects as often as by default once it comes near the limit.
+With this it takes some 30 MB more; near the limit it collects as often as it must.
 """
 
 

@@ -84,7 +84,7 @@ class Link:
         return self._run(lambda: self._connection.execute(statement, parameters or {}).all())
 
     def plain(self, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        """The same as the driver gives them, sooner: for numbers and texts."""
+        """The same as the driver gives them, sooner: for numbers, texts and bytes."""
         return self._run(lambda: self._hand_over(statement, parameters).fetchall())
 
     def page(self, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
@@ -108,7 +108,7 @@ class Link:
         return batch.from_json.rows(self.plain(batch.statement, params)[0][0])
 
     def batch_plain(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Sequence[Any]]:
-        """The same as the driver gives them, sooner: for numbers and texts."""
+        """The same as the driver gives them, sooner: for numbers, texts and bytes."""
         return self.plain(batch.statement, {**batch.given.params(rows), **more}) if rows else ()
 
     def batch_inserted(self, batch: Inserting, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Sequence[Any]]:

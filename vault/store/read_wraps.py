@@ -183,6 +183,8 @@ def _count_secrets(*, of_tenant: bool, since: bool, until: bool, below: bool) ->
     return statement.where(cards.c.tenant_id == bindparam("tenant", type_=identifier())) if of_tenant else statement
 
 
+_BRANDS = frozenset(Brand)
+
 _SETTINGS = select(settings.c.name, settings.c.value).where(
     func.substr(settings.c.name, 1, bindparam("length", type_=Integer())) == bindparam("prefix", type_=Text())
 )
@@ -310,7 +312,7 @@ def _secret(row: Any) -> StoredSecret:
         wrap=_wrap(row),
         ciphertext=row.ciphertext,
         fingerprint=Fingerprint(row.fingerprint_version, row.fingerprint),
-        brand=Brand(row.brand),
+        brand=Brand(row.brand) if row.brand in _BRANDS else None,
         last4=row.last4,
         stored_at=row.created_at,
     )

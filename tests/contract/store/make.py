@@ -13,6 +13,7 @@ from vault.domain.audit import RELEASED, AuditEvent, Outcome
 from vault.domain.brand import Brand
 from vault.domain.card import CardState, Expiry
 from vault.domain.consent import CardUse, Consent, ConsentEntry
+from vault.domain.errors import CardVaultError
 from vault.domain.grant import Grant, GrantState, Money, SealedKey
 from vault.domain.ids import (
     ConsentId,
@@ -261,6 +262,11 @@ def claimed(store: Store, *grants: Grant, now: datetime = NOW, record_version: i
     """Try to use grants up."""
     with writing(store) as tx:
         return tx.claim_grants([claim_of(each, record_version=record_version) for each in grants], now=now)
+
+
+def reason_of(outcome: object) -> str:
+    """Why a call came to nothing."""
+    return outcome.reason if isinstance(outcome, CardVaultError) else repr(outcome)
 
 
 def listed(store: Store, customer: CustomerId = CUSTOMER, tenant: TenantId = TENANT) -> Sequence[Token]:

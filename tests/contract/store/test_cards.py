@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.contract.store.make import card, event, listed, ref, sealed_again, sealed_key, stored, writing
+from tests.contract.store.make import card, event, listed, reason_of, ref, sealed_again, sealed_key, stored, writing
 from tests.support.raw import execute
 from tests.support.world import CUSTOMER, NOW, OTHER_TENANT, TENANT, caller, checkout_identity, consent
 from vault.domain.card import CardState, Expiry, StoredCard
@@ -309,10 +309,6 @@ def test_the_expiry_shown_can_be_changed(store: SqlStore) -> None:
     assert changed
 
 
-def _reason(outcome: object) -> str:
-    return outcome.reason if isinstance(outcome, StoreUnavailable) else repr(outcome)
-
-
 def _default(store: SqlStore, *, page_size: int = 100) -> list[Token]:
     defaults, after = [], None
     with store.reading() as tx:
@@ -402,10 +398,10 @@ def test_a_row_that_cannot_be_read_is_its_own_customer_s_trouble_alone(store: Sq
         ]
     )
 
-    assert _reason(pages[0]) == "row_unreadable"
+    assert reason_of(pages[0]) == "row_unreadable"
     assert isinstance(pages[1], CardPage)
     assert [each.token for each in pages[1].cards] == [ours.token]
-    assert _reason(found[0]) == "row_unreadable"
+    assert reason_of(found[0]) == "row_unreadable"
     assert isinstance(found[1], StoredCard)
 
 
@@ -422,7 +418,7 @@ def test_a_card_of_a_time_that_no_calendar_has_leaves_other_customers_their_page
         [ListCardsQuery(caller=us, customer=each, after=None, limit=10) for each in (other, CUSTOMER)]
     )
 
-    assert _reason(theirs) == "row_unreadable"
+    assert reason_of(theirs) == "row_unreadable"
     assert isinstance(mine, CardPage)
     assert [each.token for each in mine.cards] == [ours.token]
 

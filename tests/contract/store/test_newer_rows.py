@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.contract.store.make import card, event, grant_for, granted, ref, stored
+from tests.contract.store.make import card, event, grant_for, granted, reason_of, ref, stored
 from tests.support.raw import execute
 from tests.support.world import (
     CUSTOMER,
@@ -98,7 +98,7 @@ def test_who_pays_with_another_card_of_the_same_batch_gets_a_grant(store: SqlSto
 
     refused, issued = _issue(store, newer, ours)
 
-    assert _reason(refused) == "row_unreadable"
+    assert reason_of(refused) == "row_unreadable"
     assert isinstance(issued, IssuedGrant)
 
 
@@ -114,8 +114,8 @@ def test_who_redeems_another_grant_of_the_same_batch_gets_an_answer(store: SqlSt
         [DetokenizeCommand(caller=processor, grant=each, order=OrderId("o"), amount=AMOUNT) for each in grants]
     )
 
-    assert _reason(unread) == "row_unreadable"
-    assert _reason(read) == "key_refused", "Vault was asked"
+    assert reason_of(unread) == "row_unreadable"
+    assert reason_of(read) == "key_refused", "Vault was asked"
 
 
 def _issue(store: SqlStore, *cards: NewCard) -> Sequence[IssuedGrant | CardVaultError]:
@@ -154,7 +154,3 @@ def _write_as_a_newer_release(store: SqlStore, change: str, of: NewCard | None =
 
 def _key(grant: Grant) -> GrantKey:
     return GrantKey((TENANT,), grant.grant_sha256)
-
-
-def _reason(outcome: object) -> str:
-    return outcome.reason if isinstance(outcome, CardVaultError) else repr(outcome)

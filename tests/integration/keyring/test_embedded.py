@@ -73,6 +73,24 @@ def test_no_root_token_is_left_and_every_file_is_private(raft: OpenBao) -> None:
         assert raft.login_files(name).secret_id_file.stat().st_mode & 0o777 == 0o600
 
 
+def test_it_sees_nothing_of_our_environment_that_could_lead_it_astray(
+    first_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "BAO_ADDR", "VAULT_ADDR", "GODEBUG"):
+        monkeypatch.setenv(name, "https://elsewhere.example")
+    monkeypatch.setenv("GOGC", "1")
+    server = OpenBao(Path(shutil.copytree(first_state, tmp_path / "state")))
+    try:
+        server.start()
+        entries = Path(f"/proc/{server.pid}/environ").read_text().rstrip("\0").split("\0")
+    finally:
+        server.kill()
+
+    seen = dict(entry.split("=", 1) for entry in entries)
+    assert seen.keys() - {"PATH", "LANG", "TZ"} == {"GOGC", "GOMEMLIMIT"}
+    assert (seen["GOGC"], seen["GOMEMLIMIT"]) == ("400", "512MiB")
+
+
 def test_the_audit_log_hashes_what_is_secret(raft: OpenBao, open_intake: Callable[[OpenBao], IntakeTransit]) -> None:
     open_intake(raft).check()
 
