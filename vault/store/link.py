@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Row
+from sqlalchemy import Column, Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vault.domain.errors import StoreUnavailable
@@ -16,7 +16,7 @@ from vault.store.columns import Engine
 from vault.store.faults import ERROR, UNREADABLE, reason_from_driver, unavailable
 from vault.store.given import Given
 from vault.store.one_row import OneRow
-from vault.store.words import carry_out, words_of
+from vault.store.words import carry_out, row_maker, words_of
 
 T = TypeVar("T")
 
@@ -79,9 +79,9 @@ class Link:
         self.failed = False
         """True once a statement failed. PostgreSQL would answer COMMIT by rolling back, without an error."""
 
-    def rows(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
-        """The rows that a statement returns."""
-        return self._run(lambda: self._connection.execute(statement, parameters or {}).all())
+    def rows(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
+        """The rows that a statement returns, as named tuples."""
+        return self._run(lambda: self._read_rows(statement, parameters or {}))
 
     def plain(self, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """The same as the driver gives them, sooner: for numbers, texts and bytes."""
@@ -96,9 +96,10 @@ class Link:
 
     def count(self, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
         """How many rows an UPDATE or DELETE changed."""
-        return self._run(lambda: self._connection.execute(statement, parameters or {}).rowcount)
+        count: int = self._run(lambda: self._hand_over(statement, parameters or {}).rowcount)
+        return count
 
-    def batch_rows(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Row[Any]]:
+    def batch_rows(self, batch: Batch, rows: Sequence[Sequence[Any]], **more: Any) -> Sequence[Any]:
         """The rows that a statement returns for the rows given."""
         if not rows:
             return ()
@@ -132,12 +133,12 @@ class Link:
         count: int = self._run(lambda: self._hand_over(batch.statement, params).rowcount)
         return count
 
-    def batch_rows_unless_conflict(self, batch: Batch, rows: Sequence[Sequence[Any]]) -> Sequence[Row[Any]] | None:
+    def batch_rows_unless_conflict(self, batch: Batch, rows: Sequence[Sequence[Any]]) -> Sequence[Any] | None:
         """As `batch_rows`; None where a key refused a row: then the statement has no effect, and work goes on."""
         if not rows:
             return ()
 
-        def attempt() -> Sequence[Row[Any]] | None:
+        def attempt() -> Sequence[Any] | None:
             try:
                 with self._connection.begin_nested():
                     return self._connection.execute(batch.statement, batch.given.params(rows)).all()
@@ -170,6 +171,13 @@ class Link:
         if words is None:
             return self._connection.execute(statement, params)
         return carry_out(self._driver, words.text, words.values(params))
+
+    def _read_rows(self, statement: Any, params: Mapping[str, Any]) -> Sequence[Any]:
+        words = words_of(statement, self._connection.dialect)
+        if words is not None:
+            return words.rows(carry_out(self._driver, words.text, words.values(params)).fetchall())
+        found = self._connection.execute(statement, params)
+        return list(map(row_maker(tuple(found.keys())), found.all()))
 
     def read(self, convert: Callable[[Any], T], rows: Iterable[Any]) -> list[T]:
         """Rows as what they stand for. Raises `StoreUnavailable` where one is nothing that this release knows."""

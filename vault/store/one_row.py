@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from sqlalchemy import Boolean, ColumnElement, LargeBinary, case, cast, func, li
 from sqlalchemy.types import TypeEngine
 
 from vault.store.columns import CanonicalJson, UtcTime, from_canonical_json, from_json, from_micros
+from vault.store.words import row_maker
 
 _READERS: tuple[tuple[type[TypeEngine[Any]], Callable[[Any], Any]], ...] = (
     (UtcTime, from_micros),
@@ -28,7 +28,7 @@ class OneRow:
         document = func.json_group_array(func.json_array(*map(as_json, columns)))
         # As bytes: text that is no UTF-8 would keep the driver from reading any of it.
         self.statement = select(cast(document, LargeBinary))
-        self._make_row = _row_type([column.key for column in columns])
+        self._make_row = row_maker(tuple(column.key for column in columns))
         self._readers = [
             (place, read)
             for place, column in enumerate(columns)
@@ -46,7 +46,7 @@ class OneRow:
             for place, read in self._readers:
                 if row[place] is not None:
                     row[place] = _read(read, row[place])
-        return [self._make_row(*row) for row in rows]
+        return list(map(self._make_row, rows))
 
 
 def _read(read: Callable[[Any], Any], value: Any) -> Any:
@@ -54,12 +54,6 @@ def _read(read: Callable[[Any], Any], value: Any) -> Any:
         return read(value)
     except (TypeError, ValueError, OverflowError):
         return None  # somebody else wrote it; the rows beside it are as good as ever
-
-
-def _row_type(names: Sequence[str]) -> Callable[..., Any]:
-    kind: Any = namedtuple
-    made: Callable[..., Any] = kind("Row", names)
-    return made
 
 
 def as_json(column: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Integer,
-    Row,
     Select,
     Table,
     Text,
@@ -141,7 +140,7 @@ def erase_due(link: Link, events: Mapping[CardKey, EventId], at: Deadlines) -> E
     return ErasedDue(due, erase_found(link, doomed, at.now).grants_revoked)
 
 
-def _due_card(row: Row[Any]) -> DueCard:
+def _due_card(row: Any) -> DueCard:
     card = CardKey(TenantId(row.tenant_id), Token(row.token))
     return DueCard(card, CustomerId(row.customer_id), CardRule(row.rule))
 

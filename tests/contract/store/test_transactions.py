@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from vault.store.columns import UtcTime
 from vault.store.engine import open_engines
 from vault.store.oldest import REFUSAL
 from vault.store.operators import SqlOperatorReader
+from vault.store.tables import audit_events
 
 SHORT = Limits(
     pool_size=2,
@@ -277,6 +278,32 @@ def test_a_parameter_that_stands_twice_is_written_once_and_one_of_an_odd_name_as
         assert len(tx._link.plain(found, {"moment": NOW})) == 1
         odd: Any = select(literal_column("1")).where(bindparam("a.b", type_=Integer()) == 7)
         assert [len(tx._link.plain(odd, {"a.b": number})) for number in (7, 8)] == [1, 0]
+
+
+@pytest.mark.parametrize("limit_in_the_text", [False, True])
+def test_rows_say_what_their_columns_mean_whoever_carries_the_statement_out(
+    store: SqlStore, *, limit_in_the_text: bool
+) -> None:
+    facts: dict[str, str | int] = {"n": 3, "who": "x"}
+    with store.writing() as tx:
+        tx.append_events([replace(event(), occurred_at=NOW, details=facts, grant_sha256=b"\0\xff")])
+    columns = audit_events.c
+    asked: Any = select(
+        columns.occurred_at,
+        columns.details,
+        columns.grant_sha256.label("digest"),
+        columns.grant_sha256 == b"",
+        literal_column("7"),
+    )
+    limited = asked.limit(bindparam("most", type_=Integer(), literal_execute=limit_in_the_text))
+
+    with store.reading() as tx:
+        (row,) = tx._link.rows(limited, {"most": 5})
+
+    assert (row.occurred_at, row.details, row.digest) == (NOW, facts, b"\0\xff")
+    assert row.occurred_at.tzinfo is UTC
+    assert row[3] is False
+    assert row[4] == 7
 
 
 def test_the_engines_hide_parameters_and_echo_nothing(database_url: str) -> None:
