@@ -51,7 +51,7 @@ stamina.instrumentation.set_on_retry_hooks([])
 
 _HOPELESS = frozenset(
     {"vault_forbidden", "vault_key_missing", "vault_key_version_retired", "vault_login_file", "key_flags"}
-    | {"database_error", "database_readonly"}
+    | {"database_error", "database_pooled", "database_readonly"}
 )
 """Reasons that waiting does not mend."""
 
@@ -167,6 +167,7 @@ _WORDS = {
     "vault_forbidden": "Vault refused the login: look at its files, or run `cardvault vault renew-login`",
     "vault_login_file": "a login's file cannot be read",
     "vault_key_version_retired": "a card is wrapped under a version that is retired: see `cardvault keys status`",
+    "database_pooled": "there is a connection pooler before PostgreSQL: name the server itself in database.url",
     "database_unreachable": "the database cannot be reached; a new one is made by `cardvault db upgrade`",
 }
 

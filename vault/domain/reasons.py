@@ -36,7 +36,7 @@ REASONS = frozenset(
         *("vault_rate_limited", "vault_sealed", "vault_session_closed", "vault_timeout", "vault_unreachable"),
         # the database and the log
         *("busy", "commit_unknown", "database_error", "database_full", "database_locked", "database_readonly"),
-        *("database_unreachable", "lock_lost", "row_unreadable"),
+        *("database_pooled", "database_unreachable", "lock_lost", "row_unreadable"),
         *("audit_log_inconsistent", "audit_log_moved", "audit_log_shrank", "audit_signature_odd", "audit_unavailable"),
     }
 )

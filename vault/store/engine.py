@@ -94,6 +94,7 @@ def open_engines(url: str, limits: Limits, *, create: bool = False) -> Engines:
             application_name=limits.application_name,
         ),
     )
+    postgresql.refuse_poolers(engine)
     postgresql.remember_warnings(engine)
     return Engines(kind, _beginning(engine, postgresql.BEGIN_WRITING), _beginning(engine, postgresql.BEGIN_READING))
 

@@ -19,7 +19,7 @@ from vault.ports_operator import Busy
 from vault.store import postgresql, sqlite
 from vault.store.columns import Engine
 from vault.store.engine import Limits, kind_of
-from vault.store.faults import UNREACHABLE
+from vault.store.faults import POOLED, UNREACHABLE
 
 LOST = "lock_lost"
 BUSY = "busy"
@@ -58,10 +58,12 @@ class _Session:
         self._connection: Any = None
 
     def take(self) -> None:
-        connection, taken = None, False
+        connection, taken, reason = None, False, UNREACHABLE
         try:
             connection = postgresql.connect_for_long(self._url, self._limits.connect_timeout)
             taken = postgresql.answer(connection, "SELECT pg_try_advisory_lock(%s)", self._key)
+        except postgresql.Pooled:
+            reason = POOLED
         except postgresql.DriverError:
             _close(connection)
         else:
@@ -70,7 +72,7 @@ class _Session:
                 return
             _close(connection)
             raise Busy(BUSY)
-        raise StoreUnavailable(UNREACHABLE)
+        raise StoreUnavailable(reason)
 
     def give_back(self) -> bool:
         """False if the lock was not ours any more."""

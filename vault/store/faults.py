@@ -10,8 +10,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from vault.domain.errors import StoreUnavailable
+from vault.store.postgresql import Pooled
 
 UNREACHABLE = "database_unreachable"
+POOLED = "database_pooled"
+"""A pooler stands before the database: see `postgresql.Pooled`."""
 LOCKED = "database_locked"
 FULL = "database_full"
 READONLY = "database_readonly"
@@ -58,6 +61,8 @@ def reason_for(error: SQLAlchemyError) -> str:
 
 def reason_from_driver(error: BaseException | None, *, is_gone: bool) -> str:
     """The code for a statement that failed with this; `is_gone`: the connection with it."""
+    if isinstance(error, Pooled):
+        return POOLED
     code = getattr(error, "sqlite_errorcode", None)
     if isinstance(code, int):
         return _SQLITE_CODES.get(code & 0xFF, ERROR)

@@ -18,6 +18,16 @@ _WARNED = "cardvault_warned"
 
 DriverError = psycopg.Error
 
+POOLER = (
+    "PostgreSQL: there is a connection pooler before it, so locks and time limits hold for nobody: name the server "
+    "itself in database.url (cardvault keeps a pool of its own)"
+)
+
+
+class Pooled(psycopg.OperationalError):
+    """What answers is a pooler, behind which nothing of a session is one's own."""
+
+
 # Every statement finds its rows by key, so one plan serves all values, and the same at a thousand cards and at a
 # million, whatever the statistics say. A bitmap would collect and sort all that is left of a walk to cut one page.
 _PLANS = (
@@ -106,6 +116,26 @@ def connect_args(
     return {name: value for name, value in arguments.items() if name in _OURS or name not in given}
 
 
+def refuse_poolers(engine: sqlalchemy.Engine) -> None:
+    """Have every new connection looked at; behind a pooler it fails with `Pooled`."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(dbapi_connection: Any, record: Any) -> None:  # noqa: ARG001 - the form of the event
+        _look_for_pooler(dbapi_connection)
+
+
+def _look_for_pooler(connection: psycopg.Connection[Any]) -> None:
+    """Close the connection and raise `Pooled` where the process that answers is not the one that was connected to.
+
+    A pooler makes up the number of the process that it tells its clients at the start, for them to cancel by. In
+    transaction mode each transaction may be carried out by another server process: two clients then take one advisory
+    lock, for they are one session. In any mode it may pass over what is asked for at the start (`statement_timeout`).
+    """
+    if not answer(connection, "SELECT pg_backend_pid() = %s", connection.info.backend_pid):
+        connection.close()
+        raise Pooled
+
+
 def remember_warnings(engine: sqlalchemy.Engine) -> None:
     """Note on each connection when the server sends a warning, for `committed_with_warning`."""
 
@@ -141,7 +171,7 @@ def committed_with_warning(connection: Connection) -> bool:
 
 
 def connect_for_long(url: str, connect_timeout: timedelta) -> psycopg.Connection[Any]:
-    """A connection of the driver, beside every pool, that may be idle for hours. Raises `DriverError`.
+    """A connection of the driver, beside every pool, that may be idle for hours. Raises `DriverError`, also `Pooled`.
 
     Both ends notice soon if the other host is gone: the server then ends the session and what it holds.
     """
@@ -158,6 +188,7 @@ def connect_for_long(url: str, connect_timeout: timedelta) -> psycopg.Connection
     _, where = address.get_dialect()().create_connect_args(address)
     connection: psycopg.Connection[Any] = psycopg.connect(**{**where, **arguments})
     try:
+        _look_for_pooler(connection)
         for name, value in _FOR_LONG.items():
             # Through the view, because an older server does not know every one of them.
             connection.execute("SELECT set_config(name, %s, false) FROM pg_settings WHERE name = %s", (value, name))

@@ -17,7 +17,7 @@ from vault.ports_telemetry import FAILED, READ, ROLLED_BACK, UNWATCHED, WRITE, T
 from vault.store import compaction, exclusive, postgresql, schema, sqlite
 from vault.store.columns import Engine
 from vault.store.engine import Engines, Limits, open_engines
-from vault.store.faults import COMMIT_UNKNOWN, ERROR, UNREACHABLE, reason_for_commit, unavailable
+from vault.store.faults import COMMIT_UNKNOWN, ERROR, POOLED, UNREACHABLE, reason_for_commit, unavailable
 from vault.store.link import Link
 from vault.store.operators import SqlOperatorReader, SqlOperatorWriter
 
@@ -110,7 +110,12 @@ class SqlStore:
 
         Raises `StoreUnavailable` if it cannot be reached.
         """
-        connection = self._begin(self._engines.writer)
+        try:
+            connection = self._begin(self._engines.writer)
+        except StoreUnavailable as e:
+            if e.reason == POOLED:
+                return [postgresql.POOLER]
+            raise
         try:
             if self.kind is Engine.SQLITE:
                 found = sqlite.weaknesses(connection, sqlite.path_from(self._url))
