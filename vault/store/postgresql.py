@@ -216,6 +216,8 @@ def weaknesses(connection: Connection) -> list[str]:
         found.append("PostgreSQL: this server is a standby: use the primary")
     elif _setting(connection, "default_transaction_read_only") == "on":
         found.append("PostgreSQL: default_transaction_read_only is on: nothing can be written")
+    if _setting(connection, "session_replication_role") == "replica":
+        found.append("PostgreSQL: session_replication_role is replica: triggers and foreign keys do nothing")
     if _setting(connection, "server_encoding") != "UTF8":
         found.append("PostgreSQL: the database's encoding is not UTF8")
     return found

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from vault.domain.errors import StoreUnavailable
 from vault.ports_operator import Compacted
 from vault.ports_telemetry import FAILED, READ, ROLLED_BACK, UNWATCHED, WRITE, Telemetry
-from vault.store import compaction, exclusive, postgresql, schema, sqlite
+from vault.store import compaction, exclusive, guards, postgresql, schema, sqlite
 from vault.store.columns import Engine
 from vault.store.engine import Engines, Limits, open_engines
 from vault.store.faults import COMMIT_UNKNOWN, ERROR, POOLED, UNREACHABLE, reason_for_commit, unavailable
@@ -122,10 +122,11 @@ class SqlStore:
             else:
                 found = postgresql.weaknesses(connection)
             mismatch = schema.mismatch(connection)
+            found += [mismatch] if mismatch else guards.missing(connection, self.kind)
         except SQLAlchemyError as error:
             failure = unavailable(error)
         else:
-            return [*found, mismatch] if mismatch else found
+            return found
         finally:
             _end(connection)
         raise failure
