@@ -1,4 +1,4 @@
-"""A real PgBouncer before a real PostgreSQL, one that passes over the options that clients ask for."""
+"""A real PgBouncer before a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def pooled(url: str, mode: str) -> Iterator[str]:
-    """The URL of the same database through a pooler of this mode, until the end of the block."""
+def pooled(url: str, mode: str, *, passes_over: str = "options,extra_float_digits") -> Iterator[str]:
+    """The URL of the same database through a pooler of this mode, until the end of the block.
+
+    `passes_over`: what clients ask for at the start and do not get; for anything else they are turned away.
+    """
     program = _program()
     assert program is not None, "ask first"
     address = make_url(url)
@@ -41,7 +44,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = {mode}
-ignore_startup_parameters = options,extra_float_digits
+ignore_startup_parameters = {passes_over}
 """,
         encoding="utf-8",
     )

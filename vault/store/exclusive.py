@@ -58,14 +58,13 @@ class _Session:
         self._connection: Any = None
 
     def take(self) -> None:
-        connection, taken, reason = None, False, UNREACHABLE
+        connection, taken = None, False
         try:
             connection = postgresql.connect_for_long(self._url, self._limits.connect_timeout)
             taken = postgresql.answer(connection, "SELECT pg_try_advisory_lock(%s)", self._key)
-        except postgresql.Pooled:
-            reason = POOLED
-        except postgresql.DriverError:
+        except postgresql.DriverError as error:
             _close(connection)
+            reason = POOLED if postgresql.tells_of_pooler(error) else UNREACHABLE
         else:
             if taken:
                 self._connection = connection

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from vault.domain.errors import StoreUnavailable
-from vault.store.postgresql import Pooled
+from vault.store.postgresql import tells_of_pooler
 
 UNREACHABLE = "database_unreachable"
 POOLED = "database_pooled"
@@ -61,7 +61,7 @@ def reason_for(error: SQLAlchemyError) -> str:
 
 def reason_from_driver(error: BaseException | None, *, is_gone: bool) -> str:
     """The code for a statement that failed with this; `is_gone`: the connection with it."""
-    if isinstance(error, Pooled):
+    if tells_of_pooler(error):
         return POOLED
     code = getattr(error, "sqlite_errorcode", None)
     if isinstance(code, int):

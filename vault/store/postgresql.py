@@ -24,8 +24,19 @@ POOLER = (
 )
 
 
+_WORDS_OF_POOLERS = "unsupported startup parameter"
+"""PgBouncer's, of our options, unless it is told to pass them over. PostgreSQL has no such words."""
+
+
 class Pooled(psycopg.OperationalError):
     """What answers is a pooler, behind which nothing of a session is one's own."""
+
+
+def tells_of_pooler(error: BaseException | None) -> bool:
+    """Whether a connection failed because a pooler stands in its way."""
+    return isinstance(error, Pooled) or (
+        isinstance(error, psycopg.OperationalError) and error.sqlstate is None and _WORDS_OF_POOLERS in str(error)
+    )
 
 
 # Every statement finds its rows by key, so one plan serves all values, and the same at a thousand cards and at a
@@ -127,9 +138,10 @@ def refuse_poolers(engine: sqlalchemy.Engine) -> None:
 def _look_for_pooler(connection: psycopg.Connection[Any]) -> None:
     """Close the connection and raise `Pooled` where the process that answers is not the one that was connected to.
 
-    A pooler makes up the number of the process that it tells its clients at the start, for them to cancel by. In
+    PgBouncer and those like it make up the number of the process that they tell clients at the start, to cancel by. In
     transaction mode each transaction may be carried out by another server process: two clients then take one advisory
     lock, for they are one session. In any mode it may pass over what is asked for at the start (`statement_timeout`).
+    pgpool-II passes a real number on: it is not known for sure.
     """
     if not answer(connection, "SELECT pg_backend_pid() = %s", connection.info.backend_pid):
         connection.close()

@@ -17,9 +17,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+TURNS_US_AWAY = "extra_float_digits"
+"""PgBouncer as many have it: for asking for options a client is shown the door."""
+PASSES_OVER = "options,extra_float_digits"
+
+
+@pytest.mark.parametrize("passes_over", [PASSES_OVER, TURNS_US_AWAY])
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-def test_a_pooler_before_the_database_is_named(postgresql_url: str, mode: str) -> None:
-    with pooler.pooled(postgresql_url, mode) as url:
+def test_a_pooler_before_the_database_is_named(postgresql_url: str, mode: str, passes_over: str) -> None:
+    with pooler.pooled(postgresql_url, mode, passes_over=passes_over) as url:
         store = SqlStore(url)
         problems = store.weaknesses()
         store.close()
@@ -29,8 +35,9 @@ def test_a_pooler_before_the_database_is_named(postgresql_url: str, mode: str) -
     assert "name the server itself in database.url" in problem
 
 
-def test_no_lock_is_taken_through_a_pooler(postgresql_url: str) -> None:
-    with pooler.pooled(postgresql_url, "transaction") as url:
+@pytest.mark.parametrize("passes_over", [PASSES_OVER, TURNS_US_AWAY])
+def test_no_lock_is_taken_through_a_pooler(postgresql_url: str, passes_over: str) -> None:
+    with pooler.pooled(postgresql_url, "transaction", passes_over=passes_over) as url:
         store = SqlStore(url)
         with pytest.raises(StoreUnavailable, match="database_pooled") as caught, store.exclusively("rotation"):
             pass
