@@ -32,6 +32,9 @@ READY = "ready"
 _FAREWELL = 0.5
 """Seconds in which those that watch health hear NOT_SERVING before their streams end."""
 
+_LEAST = 1.0
+"""Seconds that each check may take."""
+
 _HEALTH = "grpc.health.v1.Health"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -114,11 +117,14 @@ class Server:
         checks: Sequence[Check],
         executor: Executor,
         check_every: timedelta = timedelta(seconds=5),
+        check_patience: timedelta = timedelta(seconds=10),
         connection_age: timedelta = MAX_CONNECTION_AGE,
         shares_port: bool = False,
     ) -> None:
         """`servicers` by service name as in the configuration. Raises `PolicyGap` where the contract has a gap.
 
+        `check_patience` is for all checks together, but each has a second: what is under way longer has not passed, for
+        a database that is frozen gives no answer at all.
         `shares_port`: other workers listen on the same port. Else nobody does: a second server is refused.
         Raises `ValueError` where connections should live longer than `MAX_CONNECTION_AGE`.
         """
@@ -131,6 +137,9 @@ class Server:
         self._checks = checks
         self._executor = executor
         self._check_every = check_every
+        self._check_patience = check_patience
+        self._overdue: dict[str, asyncio.Future[bool]] = {}
+        """Checks that are still under way though they had their time, by name."""
         self._health = health_aio.HealthServicer()
         self._states: dict[str, bool] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -172,8 +181,9 @@ class Server:
 
     async def check_now(self) -> Mapping[str, bool]:
         """Run every check once and publish the result; readiness by service."""
-        loop = asyncio.get_running_loop()
-        passed = {check.name: await loop.run_in_executor(self._executor, _passes, check) for check in self._checks}
+        enough = asyncio.get_running_loop().time() + self._check_patience.total_seconds()
+        # One after the other: what the second needs, such as the canary, the first may have to make.
+        passed = {check.name: await self._passes_until(enough, check) for check in self._checks}
         ready = {
             name: all(passed[check.name] for check in self._checks if name in check.services)
             for name in self._servicers
@@ -187,6 +197,19 @@ class Server:
                     _log.info("ready.changed", service=name, state="up" if passes else "down")
             self._states = passed
         return ready
+
+    async def _passes_until(self, enough: float, check: Check) -> bool:
+        loop = asyncio.get_running_loop()
+        # One that is stuck holds a thread until it ends: no second one is begun meanwhile, nor is it waited for again.
+        overdue = self._overdue.pop(check.name, None)
+        running = overdue or loop.run_in_executor(self._executor, _passes, check)
+        await asyncio.wait((running,), timeout=0 if overdue is not None else max(enough - loop.time(), _LEAST))
+        if running.done():
+            return running.result()
+        if overdue is None:
+            _log.warning("ready.check_stuck", service=check.name)
+        self._overdue[check.name] = running
+        return False
 
     async def _keep_checking(self) -> None:
         while True:

@@ -350,6 +350,28 @@ def test_a_hanging_vault_stalls_nobody_who_needs_no_key(own: Own, sealable: Open
 # --- the database ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("own", ["postgresql"], indirect=True)
+def test_a_server_whose_database_is_frozen_is_not_ready_until_it_answers(own: Own) -> None:
+    card, customer = fresh_typed_card(), new_customer()
+    token = own.store(card, customer)
+    with psycopg.connect(own.url, autocommit=True) as link:
+        rows = link.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database()").fetchall()
+        backends = [pid for (pid,) in rows if pid != link.info.backend_pid]
+
+    for pid in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for_health(own.checkout, NOT_SERVING)
+        alive = own.health("")
+    finally:
+        for pid in backends:
+            os.kill(pid, signal.SIGCONT)
+
+    assert alive == SERVING
+    wait_until_ready(own.checkout)
+    assert own.store(card, customer) == token
+
+
 @contextmanager
 def failing_audit(url: str, marker: str) -> Iterator[None]:
     """The audit log takes every event but those about one customer or order."""
