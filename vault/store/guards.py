@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table
 from vault.store.columns import Engine
 from vault.store.tables import metadata
 
-APPEND_ONLY = ("audit_checkpoints", "audit_events", "audit_leaves", "audit_nodes", "consents")
+_APPEND_ONLY = ("audit_checkpoints", "audit_events", "audit_leaves", "audit_nodes", "consents")
 """Tables that take new rows and nothing else."""
 
 Guard = tuple[str, str]
@@ -27,12 +27,11 @@ _IN_FORCE_ON_POSTGRESQL = """
 WITH ours AS (SELECT oid, relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid))
 SELECT ours.relname, c.conname FROM pg_constraint c JOIN ours ON ours.oid = c.conrelid
 WHERE c.contype IN ('c', 'f') AND c.convalidated
-AND coalesce((to_jsonb(c) ->> 'conenforced')::boolean, true) -- since PostgreSQL 18
 AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgconstraint = c.oid AND t.tgenabled NOT IN ('O', 'A'))
 UNION ALL
 SELECT ours.relname, i.relname FROM pg_index x JOIN ours ON ours.oid = x.indrelid
 JOIN pg_class i ON i.oid = x.indexrelid
-WHERE x.indisunique AND x.indisvalid AND x.indisready
+WHERE x.indisunique AND x.indisvalid
 UNION ALL
 SELECT ours.relname, t.tgname FROM pg_trigger t JOIN ours ON ours.oid = t.tgrelid
 WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
@@ -69,7 +68,7 @@ def _of(table: Table, engine: Engine) -> Iterator[Guard]:
     yield from ((table.name, _not_null(column.name)) for column in table.columns if not column.nullable)
     yield from ((table.name, str(constraint.name)) for constraint in table.constraints)
     yield from ((table.name, str(index.name)) for index in table.indexes if index.unique)
-    if table.name in APPEND_ONLY:
+    if table.name in _APPEND_ONLY:
         verbs = ("no_update", "no_delete") if engine is Engine.SQLITE else ("append_only",)
         yield from ((table.name, f"{table.name}_{verb}") for verb in verbs)
     if table.name == "audit_events":
